@@ -1,0 +1,1 @@
+"""Self-supervised pre-training and probing of music encoders in JAX."""

@@ -1,0 +1,194 @@
+"""The defaults that every config starts from, its presets, and durations."""
+
+import math
+
+from ml_collections import ConfigDict, config_dict
+
+from ssl_music import augment
+from ssl_music.errors import InputError
+
+PRESETS = ("laptop", "paper")
+_UNITS = ("steps", "epochs", "examples")
+
+
+def pretraining(preset: str = "laptop") -> ConfigDict:
+  """Returns the pre-training defaults, to be specialised by pretext task.
+
+  Args:
+    preset: "laptop" is a small network that learns within minutes on two CPU
+      cores; "paper" is the published recipe (arXiv:2404.09177).
+
+  Raises:
+    InputError: no such preset.
+  """
+  config = _common(preset)
+  config.job = "pretrain"
+  config.pretext = ConfigDict()  # name and hyper-parameters of the task
+  config.augment = ConfigDict(augment.DEFAULTS)
+  config.views = 2
+  config.batch = 128  # tracks, so views × batch segments
+  config.data.name = "demo"  # "a+b" pools data sets
+  config.data.splits = ("train", "unlabelled")
+  config.data.gap = 4.0  # smallest distance between two starts, seconds
+  config.data.workers = 8  # processes that read; 0: threads of this one
+  for duration in ("total", "warmup", "save_every", "log_every"):
+    for unit in _UNITS:
+      config[f"{duration}_{unit}"] = config_dict.placeholder(int)
+  config.optimizer = ConfigDict(
+    {
+      "learning_rate": 1e-3,  # peak; the published code leaves it open
+      "final_learning_rate": 1e-7,  # and the warm-up's first
+      "weight_decay": 0.04,  # at the first step …
+      "final_weight_decay": 0.4,  # … and at the last, by a cosine
+      "b1": 0.9,
+      "b2": 0.98,
+    }
+  )
+  if preset == "laptop":
+    config.batch = 56
+    config.data.gap = 2.1
+    config.data.workers = 0
+    config.total_steps = 600
+    config.warmup_steps = 50
+    config.save_every_steps = 100
+    config.log_every_steps = 10
+  else:
+    config.total_steps = 999 * 512
+    config.warmup_steps = 10 * 512
+    config.save_every_steps = 512
+    config.log_every_steps = 50
+  return config
+
+
+def probing(preset: str = "laptop") -> ConfigDict:
+  """Returns the defaults of a probe on frozen embeddings.
+
+  Args:
+    preset: as of `pretraining`; it sizes the encoders "random" and "mel",
+      while a trained one brings its own sizes along.
+
+  Raises:
+    InputError: no such preset.
+  """
+  config = _common(preset)
+  config.job = "probe"
+  config.encoder = "random"  # a pre-training's workdir, "random" or "mel"
+  config.checkpoint = "latest"  # or "best", or a step
+  config.data.name = "demo"
+  config.data.tags = ""  # prefixes of the tags to probe, "a,b"; "": all
+  config.embed_batch = 64  # segments
+  config.probe = ConfigDict(
+    {
+      "hidden": (),  # sizes of hidden layers; none: a linear probe
+      "segments": 25,  # of a training track, at most
+      "batch": 256,
+      "epochs": 100,
+      "learning_rate": 1e-3,
+      "weight_decay": 1e-2,
+      "seeds": 3,
+      "resamples": 1000,  # of the test tracks, for the intervals
+    }
+  )
+  return config
+
+
+def duration(
+  config: ConfigDict, name: str, *, batch: int, steps_per_epoch: int
+) -> int | None:
+  """Returns a duration in steps, whichever unit the config gives it in.
+
+  Args:
+    config: with `{name}_steps`, `{name}_epochs` and `{name}_examples`, of
+      which one at most is set.
+    name: "total", "warmup", "save_every", …
+    batch: examples (tracks) a step.
+    steps_per_epoch: steps in which every track is drawn from once.
+
+  Returns:
+    steps, rounded up to at least 1 where the duration is positive; None where
+    it is not given.
+
+  Raises:
+    InputError: it is given in two units, or negative.
+  """
+  given = {
+    unit: config[f"{name}_{unit}"]
+    for unit in _UNITS
+    if config.get(f"{name}_{unit}") is not None
+  }
+  if not given:
+    return None
+  if len(given) > 1:
+    names = " and ".join(f"{name}_{unit}" for unit in given)
+    raise InputError(
+      f"the config gives {names}: keep one, and unset the other with"
+      f" --config.{name}_{next(iter(given))}=None"
+    )
+  ((unit, value),) = given.items()
+  if value < 0:
+    raise InputError(f"{name}_{unit}={value} is negative: give 0 or more")
+  if unit == "steps":
+    return value
+  if unit == "epochs":
+    return value * steps_per_epoch
+  return math.ceil(value / batch)
+
+
+def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
+  """Lists the fields in which two configs differ, as "field: old -> new".
+
+  Args:
+    old: a nested dict.
+    new: the other.
+    prefix: of the names of the fields.
+  """
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    name = f"{prefix}{key}"
+    if key not in old or key not in new:
+      lines.append(f"{name} only in the {'old' if key in old else 'new'} one")
+    elif isinstance(old[key], dict) and isinstance(new[key], dict):
+      lines += difference(old[key], new[key], f"{name}.")
+    elif old[key] != new[key]:
+      lines.append(f"{name}: {old[key]!r} -> {new[key]!r}")
+  return lines
+
+
+def _common(preset: str) -> ConfigDict:
+  """What pre-training and probe share: network, front end, data set."""
+  if preset not in PRESETS:
+    raise InputError(
+      f"no preset {preset!r}: choose one of {', '.join(PRESETS)}, as in"
+      f" --config=configs/contrastive.py:{PRESETS[-1]}"
+    )
+  config = ConfigDict()
+  config.seed = 0
+  config.frontend = ConfigDict(
+    {
+      "n_fft": 1024,
+      "hop": 512,
+      "n_mels": 128,
+      "f_min": 0.0,
+      "f_max": 11025.0,
+      "top_db": 100.0,
+    }
+  )
+  config.model = ConfigDict(
+    {
+      "width": 16,
+      "depths": (3, 4, 6, 3),
+      "heads": 8,
+      "output": 1024,
+      "dtype": "float32",  # of the computation; "bfloat16" on TPU and GPU
+    }
+  )
+  config.data = ConfigDict(
+    {
+      "data_dir": config_dict.placeholder(str),  # None: TFDS's default
+      "seconds": 4.0,
+    }
+  )
+  if preset == "laptop":
+    config.model.update({"width": 8, "output": 512})
+    config.data.seconds = 2.1
+  return config

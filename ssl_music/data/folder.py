@@ -1,0 +1,237 @@
+"""Somebody's own folder of audio, with or without a manifest."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssl_music.data import audio
+from ssl_music.data.writer import SPLITS
+from ssl_music.errors import InputError
+
+SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+_SPLIT_NAMES = {
+  "": "",
+  "train": "train",
+  "training": "train",
+  "validation": "validation",
+  "valid": "validation",
+  "val": "validation",
+  "dev": "validation",
+  "test": "test",
+  "unlabelled": "unlabelled",
+  "unlabeled": "unlabelled",
+}
+
+
+def plan(
+  source: str | os.PathLike,
+  *,
+  manifest: str | os.PathLike | None = None,
+  max_seconds: float | None = 600.0,
+  seed: int = 0,
+) -> dict:
+  """Plans the data set of a folder; nothing is decoded yet.
+
+  Without a manifest every file is "unlabelled", for pre-training. With one,
+  its rows that have tags are train, validation or test; files that it does
+  not name, and rows without tags, are "unlabelled".
+
+  Args:
+    source: the folder, searched recursively.
+    manifest: CSV (UTF-8) with a header: `path` (relative to `source`), `tags`
+      (separated by "|"), and, where known, `artist` and `split`.
+    max_seconds: how much of each track is kept, from its start; None is all.
+    seed: of the split, where the manifest has none: 70/10/20 % of the tracks,
+      no artist in two splits (no artist given: by track).
+
+  Returns:
+    what `writer.write` takes: "tracks", "load", "tags", "description".
+
+  Raises:
+    InputError: the folder or its audio is missing, or the manifest is wrong.
+  """
+  source = Path(source)
+  if not source.is_dir():
+    raise InputError(f"no folder {source}: give one with --source")
+  files = find_audio(source)
+  if not files:
+    raise InputError(
+      f"no audio under {source} (looked for"
+      f" {', '.join(audio.EXTENSIONS)}): give another --source"
+    )
+  labelled = {}
+  if manifest:
+    labelled = read_manifest(Path(manifest), source)
+    _make_splits(labelled, seed)
+  tracks = []
+  for path in sorted(set(files) | set(labelled)):
+    row = labelled.get(path, {"split": "unlabelled", "tags": []})
+    tracks.append(
+      {
+        "id": _printable(path),
+        "path": _printable(path),
+        "file": str(source / path),
+        "split": row["split"],
+        "tags": row["tags"],
+      }
+    )
+  return {
+    "tracks": tracks,
+    "load": Load(max_seconds),
+    "tags": sorted({tag for track in tracks for tag in track["tags"]}),
+    "description": f"A folder of {len(tracks)} audio files.",
+  }
+
+
+class Load:
+  """Decodes a track's file; as an object it pickles to worker processes."""
+
+  def __init__(self, max_seconds: float | None):
+    self._max_seconds = max_seconds
+
+  def __call__(self, track: dict) -> np.ndarray:
+    """Returns float32 [samples] of one of `plan`'s tracks."""
+    return audio.decode(track["file"], max_seconds=self._max_seconds)
+
+
+def find_audio(source: Path) -> list[str]:
+  """Returns the audio files under a folder, relative to it, sorted.
+
+  Files of audio formats that cannot be decoded here are among them, so that
+  they are listed as skipped and not overlooked.
+  """
+  known = audio.EXTENSIONS + audio.UNDECODABLE_EXTENSIONS
+  found = []
+  for folder, _, names in os.walk(source, followlinks=True):
+    for file in names:
+      if file.lower().endswith(known) and not file.startswith("._"):
+        found.append(os.path.relpath(os.path.join(folder, file), source))  # noqa: PTH118
+  return sorted(found)
+
+
+def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
+  """Reads a manifest.
+
+  Args:
+    manifest: see `plan`.
+    source: the folder that its paths are relative to.
+
+  Returns:
+    {path: {"tags", "artist", "split"}}; rows without tags are left out, since
+    no tag is no label.
+
+  Raises:
+    InputError: with the line, when the file is missing or no such CSV, or a
+      path is absent, twice there, or leaves the folder.
+  """
+  if not manifest.is_file():
+    raise InputError(f"no manifest {manifest}: give a CSV file with --manifest")
+  try:
+    with manifest.open(newline="", encoding="utf-8-sig") as file:
+      reader = csv.DictReader(file, strict=True)
+      rows = [(reader.line_num, row) for row in reader]
+      columns = reader.fieldnames or []
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{manifest} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+    ) from error
+  except csv.Error as error:
+    raise InputError(
+      f"{manifest}, line {reader.line_num}: {error}: save it as comma-separated"
+      " CSV"
+    ) from error
+  absent = [name for name in ("path", "tags") if name not in columns]
+  if absent:
+    raise InputError(
+      f"{manifest} has no column {' and no column '.join(absent)} (it has"
+      f" {', '.join(map(str, columns)) or 'none'}): add it to the header"
+    )
+  found: dict[str, dict] = {}
+  missing = []
+  for line, row in rows:
+    where = f"{manifest}, line {line}"
+    if None in row or None in row.values():
+      raise InputError(
+        f"{where} has not the {len(columns)} fields of the header: quote fields"
+        " that hold commas"
+      )
+    path = os.path.normpath(row["path"].strip())
+    if Path(path).is_absolute() or Path(path).parts[0] == os.pardir:
+      raise InputError(
+        f"{where}: path {row['path']!r} leaves the folder {source}: give paths"
+        " relative to it and inside it"
+      )
+    if path in found:
+      raise InputError(f"{where} names {path} again: keep one row a file")
+    if not (source / path).is_file():
+      missing.append((line, path))
+    found[path] = _row(row, where)
+  if missing:
+    line, path = missing[0]
+    more = f" and {len(missing) - 1} more rows" if len(missing) > 1 else ""
+    raise InputError(
+      f"{manifest}, line {line}: no file {path} in {source}{more}: add the file"
+      " or remove the row"
+    )
+  return {path: row for path, row in found.items() if row["tags"]}
+
+
+def split_by_group(groups: Sequence[str], seed: int) -> list[str]:
+  """Splits so that no group is in two splits, as near `SHARES` as they allow.
+
+  Args:
+    groups: one entry an item, such as its artist.
+    seed: of the order in which groups are dealt out.
+
+  Returns:
+    the split of each item. Where there are three groups or more, none is
+    empty.
+  """
+  names, sizes = np.unique(np.array(groups, object), return_counts=True)
+  wanted = {name: share * len(groups) for name, share in SHARES.items()}
+  empty = set(SHARES)
+  split = {}
+  order = np.random.default_rng(seed).permutation(len(names))
+  for left, group in zip(range(len(order), 0, -1), order, strict=True):
+    open_to = empty if left <= len(empty) else SHARES
+    chosen = max(sorted(open_to), key=wanted.get)
+    wanted[chosen] -= sizes[group]
+    empty.discard(chosen)
+    split[names[group]] = chosen
+  return [split[group] for group in groups]
+
+
+def _row(row: dict[str, str], where: str) -> dict:
+  tags = sorted({tag.strip() for tag in row["tags"].split("|")} - {""})
+  bad = [tag for tag in tags if not tag.isprintable()]
+  if bad:
+    raise InputError(f"{where}: tag {bad[0]!r} is not printable: correct it")
+  split = (row.get("split") or "").strip().lower()
+  if split not in _SPLIT_NAMES:
+    raise InputError(
+      f"{where}: unknown split {split!r}: use one of {', '.join(SPLITS)}"
+    )
+  artist = (row.get("artist") or "").strip()
+  return {"tags": tags, "artist": artist, "split": _SPLIT_NAMES[split]}
+
+
+def _make_splits(labelled: dict[str, dict], seed: int) -> None:
+  """Fills in the split where the manifest gives none at all."""
+  without = [path for path, row in labelled.items() if not row["split"]]
+  if 0 < len(without) < len(labelled):
+    raise InputError(
+      f"the manifest gives a split for some rows and none for"
+      f" {len(without)}, such as {without[0]}: give it for all or for none"
+    )
+  paths = sorted(without)
+  groups = [labelled[path]["artist"] or f"/{path}" for path in paths]
+  for path, split in zip(paths, split_by_group(groups, seed), strict=True):
+    labelled[path]["split"] = split
+
+
+def _printable(path: str) -> str:
+  """Returns a name that UTF-8 can hold; other bytes become escapes."""
+  return path.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,35 @@
+"""Mistakes of the user, told in one sentence instead of a traceback."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+class InputError(Exception):
+  """Bad input: the message says what, where and what to do about it."""
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+  """Makes an `InputError` of a ValueError that a config's value causes."""
+  try:
+    yield
+  except ValueError as error:
+    raise InputError(f"{error}: change the config") from error
+
+
+def report(command: Callable[[], int | None]) -> None:
+  """Runs a command and leaves; an `InputError` becomes one line, exit code 2.
+
+  Args:
+    command: returns the exit code; None means 0.
+  """
+  try:
+    code = command()
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    code = 2
+  except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
+    sys.stderr.close()
+    code = 141
+  sys.exit(code or 0)

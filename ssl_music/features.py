@@ -1,0 +1,161 @@
+"""Embeddings of a data set's segments by a frozen encoder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from ssl_music import checkpoint, encoder, parallel, progress, workdir
+from ssl_music.data import audio, pipeline, segments
+from ssl_music.data.tracks import Tracks
+
+# Batches of training segments from which the untrained network takes its batch
+# statistics: with the initial ones, its activations explode with depth.
+_CALIBRATION_BATCHES = 32
+
+
+class Encoder(NamedTuple):
+  """A frozen encoder: `embed(waveform [N, samples]) -> [N, D]`."""
+
+  embed: Callable[[jax.Array], jax.Array]
+  seconds: float
+  described: dict[str, Any]
+
+
+def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
+  """Returns the encoder that a probe's config names.
+
+  Args:
+    config: with "encoder": "random", "mel" or a pre-training's workdir.
+    calibration: training tracks, for the batch statistics of "random".
+
+  Raises:
+    InputError: the workdir holds no pre-training or no readable checkpoint.
+  """
+  settings = config.to_dict()
+  seconds = config.data.seconds
+  if config.encoder == "mel":
+    embed = lambda waveform: mel_statistics(settings, waveform)
+    return Encoder(embed, seconds, {"encoder": "mel"})
+  if config.encoder == "random":
+    variables = _random_variables(settings, calibration)
+    described = {"encoder": "random", "seed": config.seed}
+  else:
+    folder = Path(config.encoder)
+    settings = workdir.read_config(folder)
+    seconds = settings["data"]["seconds"]
+    step, state = checkpoint.load(folder, config.checkpoint)
+    variables = {kind: tree["backbone"] for kind, tree in state.items()}
+    described = {"encoder": str(folder), "step": step}
+    described["pretext"] = settings["pretext"]["name"]
+  embed = lambda waveform: encoder.embed(settings, variables, waveform)
+  return Encoder(embed, seconds, described)
+
+
+def mel_statistics(config: Mapping, waveform: jax.Array) -> jax.Array:
+  """Returns mean and deviation over frames of each mel band, [N, 2 mels]."""
+  mel = encoder.spectrogram(config, waveform)
+  return jnp.concatenate([mel.mean(-1), mel.std(-1)], axis=-1)
+
+
+def embed_tracks(
+  frozen: Encoder,
+  tracks: Tracks,
+  *,
+  batch: int,
+  most: int | None = None,
+  mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Embeds the sounding segments of every track.
+
+  Args:
+    frozen: the encoder.
+    tracks: to embed.
+    batch: segments a batch, a multiple of the devices.
+    most: segments of a track at most, evenly spaced; None takes all.
+    mesh: of devices; None takes all.
+
+  Returns:
+    embeddings, float32 [segments, D], and the track of each, int64 [segments].
+  """
+  mesh = mesh or parallel.make_mesh()
+  where = choose_segments(tracks, frozen.seconds, most)
+  batches = pipeline.segment_batches(
+    tracks, where, seconds=frozen.seconds, batch=batch
+  )
+  divided = PartitionSpec(parallel.AXIS)
+  embed = parallel.map_step(frozen.embed, mesh, (divided,), divided)
+  parts = []
+  for part in progress.bar(
+    pipeline.iterate(batches, workers=0),
+    total=len(batches),
+    desc="embed",
+    unit="batch",
+  ):
+    full = np.zeros((batch, part.shape[1]), part.dtype)
+    full[: len(part)] = part
+    parts.append(np.asarray(embed(parallel.shard(full, mesh, 0)))[: len(part)])
+  return np.concatenate(parts), where[:, 0]
+
+
+def choose_segments(
+  tracks: Tracks, seconds: float, most: int | None
+) -> np.ndarray:
+  """Chooses the segments that stand for each track.
+
+  Args:
+    tracks: to choose from; one shorter than a segment gets none.
+    seconds: length of a segment.
+    most: segments of a track at most, evenly spaced; None takes all.
+
+  Returns:
+    int64 [segments, 2]: track and start (in blocks).
+  """
+  length = pipeline.blocks(seconds)
+  rows = []
+  for track in range(len(tracks)):
+    starts = segments.grid(tracks.energy(track), tracks.rms[track], length)
+    if most is not None and len(starts) > most:
+      starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
+    rows += [(track, start) for start in starts]
+  return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def _random_variables(config: Mapping, tracks: Tracks) -> dict[str, Any]:
+  """An untrained backbone whose batch statistics fit the data."""
+  network = encoder.backbone(config)
+  samples = round(config["data"]["seconds"] * audio.SAMPLE_RATE)
+  key = jax.random.key(config["seed"])
+  silence = encoder.spectrogram(config, jnp.zeros((2, samples)))
+  variables = jax.jit(lambda: network.init(key, silence, train=True))()
+
+  @jax.jit
+  def update(variables, waveform):
+    _, new = network.apply(
+      variables,
+      encoder.spectrogram(config, waveform),
+      train=True,
+      mutable=["batch_stats"],
+    )
+    return variables | new
+
+  where = choose_segments(tracks, config["data"]["seconds"], most=None)
+  order = np.random.default_rng(config["seed"]).permutation(len(where))
+  batches = pipeline.segment_batches(
+    tracks,
+    where[order],
+    seconds=config["data"]["seconds"],
+    batch=config["embed_batch"],
+  )
+  whole = (
+    len(where) // config["embed_batch"]
+  )  # a smaller one would compile anew
+  chosen = batches[: min(_CALIBRATION_BATCHES, max(whole, 1))]
+  for waveform in pipeline.iterate(chosen, workers=0):
+    variables = update(variables, waveform)
+  return variables

@@ -1,0 +1,67 @@
+"""Runs a config: `python -m ssl_music.main --config=FILE --workdir=DIR`."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ssl_music import probe, train, workdir
+from ssl_music.errors import InputError, report
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "A file of configs/, with a preset behind a colon; any field can be"
+  " overridden, as in --config.seed=1.",
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the run keeps its config, metrics and results."
+)
+
+JOBS = {"pretrain": train.train, "probe": probe.probe}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the job that the config names; returns the exit code."""
+  if len(argv) > 1:
+    raise InputError(f"unexpected argument {argv[1]!r}: flags begin with --")
+  if _CONFIG.value is None or not _WORKDIR.value:
+    raise InputError(
+      "--config and --workdir are needed, as in python -m ssl_music.main"
+      " --config=configs/contrastive.py --workdir=runs/contrastive"
+    )
+  logging.set_verbosity(logging.WARNING)
+  try:
+    JOBS[_CONFIG.value.job](_CONFIG.value, _WORKDIR.value)
+  except workdir.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    return stopped.code
+  return 0
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses the flags; a wrong one is an `InputError`, not a traceback."""
+  try:
+    remaining = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      len(_CONFIG.value)  # a config file that is missing raises only here
+  except (
+    AttributeError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    flags.Error,
+  ) as error:
+    message = str(error.args[0] if error.args else error).strip()
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # Of a traceback inside the message, the last line says what is wrong.
+    said = lines[-1] if "Traceback" in message else " ".join(lines[:2])
+    raise InputError(f"{said} (see --help)") from error
+  return remaining
+
+
+if __name__ == "__main__":
+  report(lambda: app.run(main, flags_parser=_parse))

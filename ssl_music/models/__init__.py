@@ -1,0 +1,1 @@
+"""Front end, backbone and heads."""

@@ -1,0 +1,72 @@
+"""The mesh of all accelerators, and how a per-device step is mapped over it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_music.errors import InputError
+
+AXIS = "batch"  # the name by which a step's collectives know the devices
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the one-dimensional mesh of the devices; None means all."""
+  return Mesh(np.asarray(devices or jax.devices()), (AXIS,))
+
+
+def map_step(
+  step: Callable,
+  mesh: Mesh,
+  in_specs: Any,
+  out_specs: Any,
+  donate: Sequence[int] = (),
+) -> Callable:
+  """Maps a per-device function over the mesh and compiles it.
+
+  The function is written as for `jax.pmap(step, axis_name=AXIS)`, which has
+  been a `shard_map` itself since JAX 0.10; `check_vma=False` gives it pmap's
+  meaning of a collective's gradient (that of the sum over devices), which
+  `check_vma=True` would change silently.
+
+  Args:
+    step: sees its device's part of each argument.
+    mesh: of `make_mesh`.
+    in_specs: a `PartitionSpec` for each argument: `PartitionSpec()` for what
+      all devices share, one that names `AXIS` for what is divided.
+    out_specs: the same for what it returns.
+    donate: arguments whose memory the outputs may take.
+  """
+  mapped = jax.shard_map(
+    step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
+  return jax.jit(mapped, donate_argnums=tuple(donate))
+
+
+def shard(batch: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
+  """Puts a host's batch on the mesh, divided along one of its axes."""
+  spec = PartitionSpec(*[None] * axis, AXIS)
+  sharding = NamedSharding(mesh, spec)
+  return jax.make_array_from_process_local_data(sharding, batch)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Puts a tree of arrays whole on every device of the mesh."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def check_divides(batch: int, devices: int) -> None:
+  """Checks that a batch can be divided evenly.
+
+  Raises:
+    InputError: it cannot; the message names the nearest sizes.
+  """
+  if batch % devices:
+    lower = batch // devices * devices
+    near = f"{lower} or " if lower else ""
+    raise InputError(
+      f"a batch of {batch} does not divide over {devices} devices: set"
+      f" --config.batch to {near}{lower + devices}"
+    )

@@ -1,0 +1,286 @@
+"""The probe: what a frozen encoder's embeddings tell about tags."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ssl_music import features, metrics, parallel, workdir
+from ssl_music.data.tracks import Tracks, fingerprint
+from ssl_music.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+class Probe(nn.Module):
+  """Linear layers with ReLU between them.
+
+  Attributes:
+    sizes: outputs of each layer; one entry is a linear probe.
+  """
+
+  sizes: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, D] to logits [N, sizes[-1]]."""
+    for index, size in enumerate(self.sizes):
+      x = nn.Dense(size)(x)
+      x = nn.relu(x) if index + 1 < len(self.sizes) else x
+    return x
+
+
+def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
+  """Probes the encoder that a config names, on its data set.
+
+  Args:
+    config: of `config.probing`.
+    folder: the workdir, which gets the config and `scores.json`.
+
+  Returns:
+    what `scores.json` holds.
+
+  Raises:
+    InputError: what is wrong with the config, the encoder or the data set.
+  """
+  folder = Path(folder)
+  mesh = parallel.make_mesh()
+  parallel.check_divides(config.embed_batch, mesh.size)
+  with workdir.claim(folder, config.to_dict()):
+    parts = {
+      split: Tracks(config.data.name, (split,), config.data.data_dir)
+      for split in SPLITS
+    }
+    tags = _choose_tags(config, parts["train"])
+    frozen = features.load_encoder(config, parts["train"])
+    data, tracks = {}, {}
+    for split, part in parts.items():
+      most = config.probe.segments if split == "train" else None
+      vectors, owners = features.embed_tracks(
+        frozen, part, batch=config.embed_batch, most=most, mesh=mesh
+      )
+      used = np.unique(owners)  # a track shorter than a segment has none
+      labels = part.labels[:, [part.tags.index(tag) for tag in tags]]
+      if split == "train":
+        data[split] = vectors, labels[owners]
+      else:
+        data[split] = _means(vectors, owners, len(part))[used], labels[used]
+      tracks[split] = len(used)
+    logits, epochs = fit(config.probe.to_dict(), data, seed=config.seed)
+    scores = frozen.described | {
+      "data": config.data.name,
+      "fingerprint": fingerprint(
+        Tracks(config.data.name, SPLITS, config.data.data_dir), tags
+      ),
+      "tracks": tracks,
+      "segments": {"train": len(data["train"][0])},
+      "seeds": config.probe.seeds,
+      "epochs": epochs,
+    }
+    scores |= summarise(
+      data["test"][1], logits, tags, resamples=config.probe.resamples
+    )
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+  print(table(scores))
+  return scores
+
+
+def fit(
+  config: Mapping, data: Mapping[str, tuple], *, seed: int
+) -> tuple[np.ndarray, list[int]]:
+  """Trains probes and applies each at its best epoch to the test tracks.
+
+  Minimises binary cross entropy on standardised embeddings with AdamW, once
+  for each of `config["seeds"]` seeds side by side. The epoch is that of the
+  highest macro mAP on the validation tracks.
+
+  Args:
+    config: the config's "probe".
+    data: {"train": (segments [N, D], labels [N, T]), "validation" and "test":
+      (track means [M, D], labels [M, T])}.
+    seed: the first of the seeds.
+
+  Returns:
+    test logits, [seeds, M, T], and the epoch chosen for each seed, from 1.
+
+  Raises:
+    InputError: no tag has both positives and negatives in validation.
+  """
+  x, y = data["train"]
+  mean, deviation = x.mean(axis=0), x.std(axis=0)
+  # A dead feature is 0 everywhere, and stays so.
+  scale = lambda v: (v - mean) / np.where(deviation > 1e-6, deviation, 1.0)
+  model = Probe((*config["hidden"], y.shape[1]))
+  keys = jax.vmap(jax.random.key)(seed + jnp.arange(config["seeds"]))
+  train = functools.partial(_train, model, config, scale(x), y)
+  params = jax.jit(jax.vmap(train))(keys)  # leaves [seeds, epochs, …]
+  apply = jax.jit(jax.vmap(model.apply, (0, None)))
+  epochs, logits = [], []
+  validation, labels = data["validation"]
+  for index in range(config["seeds"]):
+    history = jax.tree.map(lambda leaf, i=index: leaf[i], params)
+    quality = [
+      _macro_map(labels, scores)
+      for scores in np.asarray(apply({"params": history}, scale(validation)))
+    ]
+    if not np.isfinite(quality).all():
+      raise InputError(
+        "no tag has both a track with it and one without it in validation:"
+        " prepare a larger validation split"
+      )
+    best = int(np.argmax(quality))
+    epochs.append(best + 1)
+    chosen = jax.tree.map(lambda leaf, e=best: leaf[e], history)
+    test = scale(data["test"][0])
+    logits.append(np.asarray(model.apply({"params": chosen}, test)))
+  return np.stack(logits), epochs
+
+
+def summarise(
+  labels: np.ndarray, logits: np.ndarray, tags: list[str], *, resamples: int
+) -> dict[str, Any]:
+  """Scores test logits: means over seeds, intervals over resampled tracks.
+
+  Args:
+    labels: [M, T].
+    logits: [seeds, M, T].
+    tags: T names.
+    resamples: bootstrap resamples of the test tracks.
+
+  Returns:
+    {"test": {"map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro"},
+    "interval": {each: [low, high] at 95 %}, "by_seed": {each: [seeds]},
+    "per_tag": {tag: {"ap", "roc_auc", "positives"}}, "left_out": [tags]}.
+
+  Raises:
+    InputError: no tag has positives and negatives among the test tracks.
+  """
+  try:
+    scored = [metrics.scores(labels, one, tags) for one in logits]
+  except ValueError as error:
+    raise InputError(f"{error}: prepare a larger test split") from error
+  names = ("map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro")
+  # Every seed with the same resamples, whose scores are then averaged.
+  drawn = [
+    metrics.bootstrap(labels, one, resamples=resamples) for one in logits
+  ]
+  per_tag = {
+    tag: {
+      key: float(np.mean([one["per_tag"][tag][key] for one in scored]))
+      for key in ("ap", "roc_auc")
+    }
+    | {"positives": first["positives"]}
+    for tag, first in scored[0]["per_tag"].items()
+  }
+  return {
+    "test": {n: float(np.mean([one[n] for one in scored])) for n in names},
+    "interval": {
+      n: list(metrics.interval(np.mean([one[n] for one in drawn], axis=0)))
+      for n in names
+    },
+    "by_seed": {n: [one[n] for one in scored] for n in names},
+    "per_tag": per_tag,
+    "left_out": scored[0]["left_out"],
+  }
+
+
+def table(scores: Mapping[str, Any]) -> str:
+  """Returns scores as lines to print, tags by falling average precision."""
+  lines = [
+    f"{scores['encoder']} on {scores['data']} ({scores['fingerprint']}):"
+    f" {scores['tracks']['test']} test tracks, mean of {scores['seeds']} probe"
+    " seeds [95 % interval over tracks]"
+  ]
+  for name, value in scores["test"].items():
+    low, high = scores["interval"][name]
+    lines.append(f"  {name:15} {value:.3f} [{low:.3f}, {high:.3f}]")
+  width = max(map(len, scores["per_tag"]))
+  lines.append(f"  {'tag':{width}}  {'AP':>5} {'AUC':>5} positives")
+  for tag, one in sorted(
+    scores["per_tag"].items(), key=lambda item: -item[1]["ap"]
+  ):
+    lines.append(
+      f"  {tag:{width}}  {one['ap']:.3f} {one['roc_auc']:.3f}"
+      f" {one['positives']:9d}"
+    )
+  if scores["left_out"]:
+    lines.append(
+      "  left out, without a positive or a negative in test:"
+      f" {', '.join(scores['left_out'])}"
+    )
+  return "\n".join(lines)
+
+
+def _choose_tags(config: ConfigDict, tracks: Tracks) -> list[str]:
+  prefixes = tuple(p for p in config.data.tags.split(",") if p) or ("",)
+  tags = [tag for tag in tracks.tags if tag.startswith(prefixes)]
+  if not tags:
+    raise InputError(
+      f"data set {config.data.name} has no tags"
+      + (f" that begin with {config.data.tags}" if tracks.tags else "")
+      + ": prepare it with a manifest that has some, or choose others with"
+      " --config.data.tags"
+    )
+  return tags
+
+
+def _train(
+  model: Probe, config: Mapping, x: np.ndarray, y: np.ndarray, key: jax.Array
+) -> Any:
+  """Trains one probe; returns its parameters after each epoch, stacked."""
+  x, y = jnp.asarray(x), jnp.asarray(y, jnp.float32)
+  batch = min(config["batch"], len(x))
+  steps = len(x) // batch
+  optimizer = optax.adamw(
+    optax.cosine_decay_schedule(
+      config["learning_rate"], steps * config["epochs"]
+    ),
+    weight_decay=config["weight_decay"],
+  )
+  init_key, shuffle_key = jax.random.split(key)
+  params = model.init(init_key, x[:1])["params"]
+
+  def loss(params, rows):
+    logits = model.apply({"params": params}, x[rows])
+    return optax.sigmoid_binary_cross_entropy(logits, y[rows]).mean()
+
+  def step(carry, rows):
+    params, state = carry
+    updates, state = optimizer.update(
+      jax.grad(loss)(params, rows), state, params
+    )
+    return (optax.apply_updates(params, updates), state), None
+
+  def epoch(carry, key):
+    order = jax.random.permutation(key, len(x))[: steps * batch]
+    carry, _ = jax.lax.scan(step, carry, order.reshape(steps, batch))
+    return carry, carry[0]
+
+  keys = jax.random.split(shuffle_key, config["epochs"])
+  _, history = jax.lax.scan(epoch, (params, optimizer.init(params)), keys)
+  return history
+
+
+def _macro_map(labels: np.ndarray, scores: np.ndarray) -> float:
+  """Returns macro mAP over the tags with positives and negatives."""
+  positives = labels.sum(axis=0)
+  tags = np.flatnonzero((positives > 0) & (positives < len(labels)))
+  values = [metrics.average_precision(labels[:, t], scores[:, t]) for t in tags]
+  return float(np.mean(values)) if values else float("nan")
+
+
+def _means(vectors: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:
+  """Returns each owner's mean vector, [count, D]; NaN where it has none."""
+  total = np.zeros((count, vectors.shape[1]))
+  np.add.at(total, owners, vectors)
+  segments = np.bincount(owners, minlength=count)[:, None]
+  with np.errstate(invalid="ignore"):
+    return (total / segments).astype(np.float32)

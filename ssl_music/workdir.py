@@ -1,0 +1,161 @@
+"""What a run leaves in its workdir, and who may write there."""
+
+import contextlib
+import fcntl
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from ssl_music.config import difference
+from ssl_music.errors import InputError
+
+# What may change when a run is resumed: it does not change its numbers.
+FREE = ("data.data_dir", "data.workers", "log_every_")
+
+
+class Stopped(Exception):
+  """A signal asked the run to stop, and its state is saved.
+
+  Attributes:
+    code: the exit code that tells so, 128 + the signal's number.
+  """
+
+  def __init__(self, step: int, total: int, number: int):
+    super().__init__(
+      f"stopped by {signal.Signals(number).name} at step {step} of {total},"
+      " saved: the same command goes on from there"
+    )
+    self.code = 128 + number
+
+
+@contextlib.contextmanager
+def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+  """Makes a workdir this process's; a new one gets `config.json`.
+
+  Args:
+    folder: the workdir.
+    config: as a plain dict.
+
+  Raises:
+    InputError: it holds a run of another config, or another process has it.
+  """
+  config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+  except OSError as error:
+    raise InputError(
+      f"cannot write to the workdir {folder} ({error.strerror}): give another"
+      " --workdir"
+    ) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise InputError(
+        f"another process runs in the workdir {folder}: wait for it, or give"
+        " another --workdir"
+      ) from error
+    file = folder / "config.json"
+    if file.exists():
+      changed = [
+        line
+        for line in difference(read_config(folder), config)
+        if not line.startswith(FREE)
+      ]
+      if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise InputError(
+          f"the workdir {folder} holds a run of another config"
+          f" ({'; '.join(changed[:5])}{more}): give another --workdir, or the"
+          " config of that run"
+        )
+    else:
+      partial = folder / "config.json.partial"
+      partial.write_text(json.dumps(config, indent=2) + "\n")
+      partial.rename(file)
+    yield
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+  """Reads the config of a workdir.
+
+  Raises:
+    InputError: there is none.
+  """
+  file = Path(folder) / "config.json"
+  try:
+    return json.loads(file.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"no run in {folder} (its config.json is missing or damaged): give the"
+      " workdir of a run"
+    ) from error
+
+
+@contextlib.contextmanager
+def open_metrics(
+  folder: Path, step: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+  """Opens `metrics.jsonl` and TensorBoard events to go on after a step.
+
+  What a killed run wrote after its last checkpoint is cut off: the steps come
+  again.
+
+  Args:
+    folder: the workdir.
+    step: the number of steps done.
+
+  Yields:
+    write(step, values).
+  """
+  file = folder / "metrics.jsonl"
+  lines = []
+  if file.exists():
+    for line in file.read_text().splitlines():
+      with contextlib.suppress(ValueError):  # half a line, of a killed run
+        if json.loads(line)["step"] <= step:
+          lines.append(line + "\n")
+  partial = folder / "metrics.jsonl.partial"
+  partial.write_text("".join(lines))
+  partial.rename(file)
+  with (
+    file.open("a", buffering=1) as jsonl,
+    SummaryWriter(str(folder), purge_step=step + 1) as events,
+  ):
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+      values = {name: float(value) for name, value in sorted(values.items())}
+      jsonl.write(json.dumps({"step": step} | values) + "\n")
+      for name, value in values.items():
+        events.add_scalar(name, value, step)
+
+    yield write
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], int]]:
+  """Turns SIGTERM and SIGINT into a request; a second one acts at once.
+
+  Yields:
+    requested(), the signal's number, or 0 as long as there was none.
+  """
+  received = [0]
+  before = {}
+
+  def handle(number: int, frame: object) -> None:
+    del frame
+    received[0] = number
+    signal.signal(number, before[number])
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    before[number] = signal.signal(number, handle)
+  try:
+    yield lambda: received[0]
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

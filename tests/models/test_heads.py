@@ -1,0 +1,119 @@
+"""The projection head against golden vectors, and what it promises."""
+
+import functools
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from ssl_music.models import torch_weights
+from ssl_music.models.heads import Head
+
+
+@pytest.fixture(scope="module")
+def published():
+  """The golden head and its weights."""
+  head = Head((32, 32, 48))
+  like = head.init(jax.random.key(0), golden.head_in(), train=False)
+  return head, torch_weights.from_torch(golden.state_dict("head"), like)
+
+
+def test_evaluation_agrees_with_the_published_head(published):
+  head, variables = published
+  projection = head.apply(variables, golden.head_in(), train=False)
+  error = golden.relative_error(projection, golden.models()["head_eval"])
+  assert error < 1e-5
+
+
+def test_training_agrees_with_the_published_head(published):
+  head, variables = published
+  projection, _ = head.apply(
+    variables, golden.head_in(), train=True, mutable="batch_stats"
+  )
+  error = golden.relative_error(projection, golden.models()["head_train"])
+  assert error < 1e-5
+
+
+def test_published_sizes():
+  shapes = jax.eval_shape(
+    functools.partial(Head((1024, 1024, 2048)).init, train=False),
+    jax.random.key(0),
+    jnp.zeros((2, 512)),
+  )
+  kernels = {
+    name: layer["kernel"].shape
+    for name, layer in shapes["params"].items()
+    if name.startswith("dense")
+  }
+  assert kernels == {
+    "dense_0": (512, 1024),
+    "dense_1": (1024, 1024),
+    "dense_2": (1024, 2048),
+  }
+  assert set(shapes["batch_stats"]) == {"bn_0", "bn_1"}
+
+
+def test_one_layer_is_linear():
+  head = Head((3,))
+  x = golden.head_in()
+  projection, variables = head.init_with_output(
+    jax.random.key(0), x, train=True
+  )
+  assert set(variables) == {"params"}
+  kernel = variables["params"]["dense_0"]["kernel"]
+  assert np.abs(kernel).max() <= 64**-0.5  # PyTorch's initial weights
+  np.testing.assert_allclose(projection, x @ np.asarray(kernel), atol=1e-5)
+
+
+def test_no_layer_is_the_identity():
+  x = golden.head_in()
+  projection, variables = Head(()).init_with_output(
+    jax.random.key(0), x, train=True
+  )
+  assert not variables
+  np.testing.assert_array_equal(projection, x)
+
+
+def test_bfloat16_is_close_and_answers_in_float32(published):
+  head, variables = published
+  exact = head.apply(variables, golden.head_in(), train=False)
+  rough = Head(head.sizes, dtype=jnp.bfloat16).apply(
+    variables, golden.head_in(), train=False
+  )
+  assert rough.dtype == jnp.float32
+  assert 0 < golden.relative_error(rough, exact) < 0.02
+
+
+def test_synchronised_over_8_devices_is_one_device_with_the_full_batch(
+  published,
+):
+  head, variables = published
+  x = golden.rand("batch", (16, 64))
+  expected = head.apply(variables, x, train=True, mutable="batch_stats")
+
+  def forward(x):
+    return Head(head.sizes, axis_name="batch").apply(
+      variables, x, train=True, mutable="batch_stats"
+    )
+
+  split, whole = PartitionSpec("batch"), PartitionSpec()
+  mapped = jax.shard_map(
+    forward,
+    mesh=Mesh(np.array(jax.devices()[:8]), ("batch",)),
+    in_specs=split,
+    out_specs=(split, whole),
+    check_vma=False,
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, jax.jit(mapped)(x), expected)
+
+
+def test_a_single_item_cannot_train_a_hidden_layer(published):
+  head, variables = published
+  with pytest.raises(ValueError, match="more than one value"):
+    head.apply(
+      variables, golden.head_in()[:1], train=True, mutable="batch_stats"
+    )

@@ -1,0 +1,231 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ssl_music import metrics
+
+
+def draw(generator, tracks, *, ties):
+  """Labels of both kinds and scores, with many ties or hardly any."""
+  labels = generator.random(tracks) < generator.uniform(0.05, 0.95)
+  labels[:2] = True, False
+  scores = generator.normal(size=tracks) + labels
+  if ties:
+    scores = np.round(scores * generator.choice([0.5, 1, 3]))
+  order = generator.permutation(tracks)
+  return labels[order], scores[order]
+
+
+def tagger(generator, tracks, tags, *, ties=True):
+  columns = [draw(generator, tracks, ties=ties) for _ in range(tags)]
+  labels, scores = zip(*columns, strict=True)
+  return np.stack(labels, axis=1), np.stack(scores, axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ties", [False, True])
+def test_single_tag_equals_scikit_learn(ties, dtype):
+  generator = np.random.default_rng(0)
+  for _ in range(60):
+    tracks = int(generator.integers(2, 80))
+    labels, scores = draw(generator, tracks, ties=ties)
+    scores = scores.astype(dtype)
+    np.testing.assert_allclose(
+      metrics.average_precision(labels, scores),
+      average_precision_score(labels, scores),
+      rtol=1e-12,
+    )
+    np.testing.assert_allclose(
+      metrics.roc_auc(labels, scores), roc_auc_score(labels, scores), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("kind", ["integers", "floats", "booleans"])
+def test_weights_equal_scikit_learn(kind):
+  generator = np.random.default_rng(1)
+  compared = 0
+  for _ in range(15):
+    tracks = int(generator.integers(5, 40))
+    labels, scores = draw(generator, tracks, ties=True)
+    weights = {
+      "integers": generator.poisson(0.7, (8, tracks)),
+      "floats": generator.exponential(size=(8, tracks))
+      * (generator.random((8, tracks)) < 0.6),
+      "booleans": generator.random((8, tracks)) < 0.5,
+    }[kind]
+    ap = metrics.average_precision(labels, scores, weights)
+    auc = metrics.roc_auc(labels, scores, weights)
+    assert ap.shape == auc.shape == (8,)
+    for r, weight in enumerate(weights):
+      if len(np.unique(labels[weight > 0])) < 2:
+        assert np.isnan([ap[r], auc[r]]).all()
+        continue
+      compared += 1
+      # scikit-learn drops what has no weight in one of the two only.
+      some = weight > 0
+      arguments = (labels[some], scores[some])
+      expected = average_precision_score(*arguments, sample_weight=weight[some])
+      np.testing.assert_allclose(ap[r], expected, rtol=1e-12)
+      expected = roc_auc_score(*arguments, sample_weight=weight[some])
+      np.testing.assert_allclose(auc[r], expected, rtol=1e-12)
+  assert compared > 80
+
+
+def test_weights_count_repetitions():
+  generator = np.random.default_rng(2)
+  labels, scores = draw(generator, 50, ties=True)
+  weights = generator.integers(0, 4, (5, 50))
+  for metric in (metrics.average_precision, metrics.roc_auc):
+    repeated = [
+      metric(np.repeat(labels, w), np.repeat(scores, w)) for w in weights
+    ]
+    np.testing.assert_allclose(metric(labels, scores, weights), repeated)
+    np.testing.assert_allclose(
+      metric(labels, scores, 3 * np.ones((1, 50), int)), metric(labels, scores)
+    )
+
+
+@pytest.mark.parametrize(
+  ("labels", "scores", "ap", "auc"),
+  [
+    ([1, 0], [2.0, 1.0], 1, 1),
+    ([0, 1], [2.0, 1.0], 0.5, 0),
+    ([0, 1, 0, 1], [0.0, 0.0, 0.0, 0.0], 0.5, 0.5),
+    ([1, 1], [2.0, 1.0], np.nan, np.nan),
+    ([0, 0], [2.0, 1.0], np.nan, np.nan),
+  ],
+)
+def test_by_hand(labels, scores, ap, auc):
+  np.testing.assert_equal(metrics.average_precision(labels, scores), ap)
+  np.testing.assert_equal(metrics.roc_auc(labels, scores), auc)
+  ones = np.ones((2, len(labels)), int)
+  np.testing.assert_equal(metrics.roc_auc(labels, scores, ones), [auc, auc])
+
+
+def test_long_sums_stay_exact():
+  # 2^24 + 1 is where float32 stops counting.
+  labels = np.tile([True, False], 1000)
+  scores = np.arange(2000)[::-1].astype(np.float32)
+  weights = np.full((1, 2000), 2**40 + 1)
+  np.testing.assert_allclose(
+    metrics.average_precision(labels, scores, weights),
+    average_precision_score(labels, scores),
+    rtol=1e-12,
+  )
+
+
+@pytest.mark.parametrize("tracks", [6, 200])
+def test_scores_equal_scikit_learn(tracks):
+  labels, scores = tagger(np.random.default_rng(3), tracks, 7)
+  tags = [f"genre---{t}" for t in range(7)]
+  result = metrics.scores(labels.astype(int), scores, tags)
+  for average in ("macro", "micro"):
+    np.testing.assert_allclose(
+      [result[f"map_{average}"], result[f"roc_auc_{average}"]],
+      [
+        average_precision_score(labels, scores, average=average),
+        roc_auc_score(labels, scores, average=average),
+      ],
+      rtol=1e-12,
+    )
+  assert list(result["per_tag"]) == tags
+  assert result["per_tag"][tags[3]] == {
+    "ap": metrics.average_precision(labels[:, 3], scores[:, 3]),
+    "roc_auc": metrics.roc_auc(labels[:, 3], scores[:, 3]),
+    "positives": labels[:, 3].sum(),
+  }
+  assert result["left_out"] == []
+  assert result["tracks"] == tracks
+  assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_tags_without_both_kinds_are_left_out_everywhere():
+  labels, scores = tagger(np.random.default_rng(4), 30, 4)
+  labels[:, 1], labels[:, 3] = False, True
+  result = metrics.scores(labels, scores, ["a", "b", "c", "d"])
+  assert result["left_out"] == ["b", "d"]
+  kept = metrics.scores(labels[:, ::2], scores[:, ::2], ["a", "c"])
+  assert result == {**kept, "left_out": ["b", "d"]}
+  # They leave no trace in the bootstrap either.
+  whole = metrics.bootstrap(labels, scores, resamples=5)
+  part = metrics.bootstrap(labels[:, ::2], scores[:, ::2], resamples=5)
+  np.testing.assert_equal(whole, part)
+
+
+def test_bootstrap_scores_each_resample_as_scores_does(monkeypatch):
+  labels, scores = tagger(np.random.default_rng(5), 12, 4)
+  labels[:, 0] = np.arange(12) == 3  # often missing from a resample
+  result = metrics.bootstrap(labels, scores, resamples=40, seed=7)
+  generator = np.random.default_rng(7)
+  missing = 0
+  for r in range(40):
+    chosen = generator.integers(12, size=12)
+    expected = metrics.scores(labels[chosen], scores[chosen], list("abcd"))
+    missing += len(expected["left_out"])
+    for metric in metrics.METRICS:
+      np.testing.assert_allclose(
+        result[metric][r], expected[metric], rtol=1e-12
+      )
+  assert missing > 5
+  # Neither the size of the blocks nor the number of resamples matters.
+  monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 36)
+  fewer = metrics.bootstrap(labels, scores, resamples=20, seed=7)
+  for metric in metrics.METRICS:
+    np.testing.assert_array_equal(fewer[metric], result[metric][:20])
+
+
+def test_bootstrap_of_hopelessly_few_tracks_is_nan_at_times():
+  labels, scores = np.array([[1], [0]]), np.array([[1.0], [0.0]])
+  result = metrics.bootstrap(labels, scores, resamples=50)
+  for samples in result.values():
+    assert 10 < np.isnan(samples).sum() < 40
+    assert metrics.interval(samples) == (1.0, 1.0)
+
+
+def test_bootstrap_spreads_as_independent_test_sets_do():
+  generator = np.random.default_rng(6)
+  sets = [tagger(generator, 400, 1, ties=False) for _ in range(2)]
+  labels = np.arange(400)[:, None] < 200
+
+  def test_set():
+    return labels, generator.normal(size=(400, 1)) + labels
+
+  sets = [test_set() for _ in range(200)]
+  spread = np.std([metrics.roc_auc(y[:, 0], s[:, 0]) for y, s in sets])
+  result = metrics.bootstrap(*sets[0], resamples=200)
+  assert 0.7 < result["roc_auc_macro"].std() / spread < 1.4
+
+
+def test_interval_holds_the_stated_share():
+  samples = np.random.default_rng(8).permutation(np.arange(1001.0))
+  np.testing.assert_allclose(metrics.interval(samples), (25, 975))
+  np.testing.assert_allclose(metrics.interval(samples, 0.5), (250, 750))
+  np.testing.assert_allclose(
+    metrics.interval(np.append(samples, np.nan)), (25, 975)
+  )
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: metrics.roc_auc([0, 1], [1.0]), "must both be"),
+    (lambda: metrics.roc_auc([0, 2], [1.0, 2.0]), "0 or 1"),
+    (lambda: metrics.roc_auc([0, 1], [1.0, np.nan]), "finite"),
+    (lambda: metrics.roc_auc([0, 1], [1.0, 2.0], [1, 1]), "weights must be"),
+    (lambda: metrics.roc_auc([0, 1], [1.0, 2.0], [[1, -1]]), "not negative"),
+    (lambda: metrics.scores([[1], [1]], [[1.0], [2.0]], ["a"]), "nothing"),
+    (lambda: metrics.bootstrap([[1], [1]], [[1.0], [2.0]]), "nothing"),
+    (lambda: metrics.scores([[1], [0]], [[1.0], [2.0]], "ab"), "names"),
+    (
+      lambda: metrics.bootstrap([[1], [0]], [[1.0], [2.0]], resamples=0),
+      "resamples",
+    ),
+    (lambda: metrics.interval([np.nan]), "no resample"),
+    (lambda: metrics.interval([0.5], level=95), "level"),
+  ],
+)
+def test_bad_input_is_told(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
