@@ -68,11 +68,8 @@ def _decibels(power: jax.Array) -> jax.Array:
 
 
 def _whole_number(uniform: jax.Array, count: jax.Array | int) -> jax.Array:
-  """Turns numbers uniform in [0, 1) into integers uniform in [0, count).
-
-  `randint` would cost three rounds of random bits for each draw, and most of
-  the time it takes to compile them.
-  """
+  """Turns numbers uniform in [0, 1) into integers uniform in [0, count)."""
+  # `randint` takes three rounds of random bits, and as long to compile.
   return jnp.floor(uniform * count).astype(jnp.int32)
 
 
@@ -240,6 +237,8 @@ def random_equaliser(
   """
   values = db * jax.random.normal(key, (knots,), x.dtype)
   weights = jnp.asarray(_knot_weights(x.shape[0], knots), x.dtype)
+  # Not a sum of products: jaxlib 0.10.2 gets it wrong for many items on the
+  # CPU, silently (jax-ml/jax issue 39103).
   return x + _product(weights, values)[:, None]
 
 

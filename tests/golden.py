@@ -3,7 +3,9 @@
 The vectors (`models/golden.npz`, `pretext/golden_losses.npz`) were computed by
 the published PyTorch implementation (deezer/multi-view-ssl-benchmark) on CPU.
 Its weights and inputs are not stored: each is drawn from a generator seeded by
-its name.
+its name. Two things the vectors' names do not say: `head_eval` was computed
+after the training pass of `head_train`, with the statistics that left, and
+`embedding_eval` before that of `embedding_train`.
 """
 
 import functools
@@ -11,6 +13,7 @@ import json
 import pathlib
 import zlib
 
+import jax
 import numpy as np
 
 _MODELS = pathlib.Path(__file__).parent / "models"
@@ -68,6 +71,27 @@ def state_dict(network):
   """The whole state dict of `network`, "backbone" or "head"."""
   shapes = state_dict_shapes(network)
   return {name: weight(name, shape) for name, shape in shapes.items()}
+
+
+def variables(shapes):
+  """Variables of a network of any size, drawn by a rule like the one above.
+
+  Args:
+    shapes: what `jax.eval_shape` makes of the network's `init`, which takes
+      far longer to compile than this takes to run.
+  """
+
+  def value(path, leaf):
+    name, shape = jax.tree_util.keystr(path, simple=True), leaf.shape
+    r = rand(name, shape)
+    if name.endswith("var"):
+      return (0.5 + np.abs(r)).astype(leaf.dtype)
+    if name.endswith("scale"):
+      return (1 + 0.1 * r).astype(leaf.dtype)
+    gain = np.sqrt(1 / np.prod(shape[:-1])) if len(shape) > 1 else 0.1
+    return (gain * r).astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 def wave():

@@ -63,7 +63,7 @@ def test_weights_equal_scikit_learn(kind):
         assert np.isnan([ap[r], auc[r]]).all()
         continue
       compared += 1
-      # scikit-learn drops what has no weight in one of the two only.
+      # Of tracks without weight scikit-learn still asks both labels.
       some = weight > 0
       arguments = (labels[some], scores[some])
       expected = average_precision_score(*arguments, sample_weight=weight[some])
@@ -186,7 +186,6 @@ def test_bootstrap_of_hopelessly_few_tracks_is_nan_at_times():
 
 def test_bootstrap_spreads_as_independent_test_sets_do():
   generator = np.random.default_rng(6)
-  sets = [tagger(generator, 400, 1, ties=False) for _ in range(2)]
   labels = np.arange(400)[:, None] < 200
 
   def test_set():

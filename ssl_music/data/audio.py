@@ -96,8 +96,6 @@ def decode(
         f"truncated ({read / rate:.1f} s of the {wanted / rate:.1f} s that its"
         " header promises)"
       )
-  if not waveform.size:
-    raise AudioError("holds no samples")
   if not np.isfinite(waveform).all():
     raise AudioError("has samples that are not finite numbers")
   return waveform
@@ -113,8 +111,10 @@ def to_pcm(waveform: np.ndarray) -> np.ndarray:
     int16 [samples] with a largest absolute value of 32,767.
 
   Raises:
-    AudioError: the peak is under -80 dB of full scale.
+    AudioError: there is no sample, or the peak is under -80 dB of full scale.
   """
+  if not waveform.size:
+    raise AudioError("holds no samples")
   peak = float(np.abs(waveform).max())
   if peak < SILENCE:
     raise AudioError("silent")

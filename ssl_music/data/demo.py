@@ -5,7 +5,9 @@ piece is composed (a style, a tempo, a mode, a key, a chord progression, a
 melody that follows it, a form that goes from thin to full), played by
 `demo_synth`'s instruments, and put into a room of its own. Loudness,
 equalisation and reverb are drawn independently of the tags, so what tells the
-tags apart is in the music: timbres, speed, metre and harmony.
+tags apart is in the music: timbres, speed, metre and harmony. Key and
+equalisation change within a track, so two segments of it share these traits
+more surely than anything that has nothing to do with a tag.
 
 `track` and `describe` are pure functions of (index, seed): workers can make
 tracks in any order.
@@ -51,7 +53,7 @@ _DUETS = tuple(
   if lead != other
 )
 
-_ENDING = 1.5  # s after the last bar, for the room to die away
+_ENDING = 0.8  # s after the final chord, for the room to die away
 
 
 def describe(index: int, seed: int = 0) -> dict:
@@ -63,10 +65,11 @@ def describe(index: int, seed: int = 0) -> dict:
 
   Returns:
     "id", "tags" (sorted) and "split", as from `track`; "genre"; "tempo" in
-    quarter notes a minute; "mode", "major" or "minor"; "tonic", a pitch class
-    from 0 (C) to 11; "lead" and "accompaniment", instruments; "bass" and
-    "drums", bools; "beats" in a bar; "bars"; "chords", Roman numerals at
-    equal distances, one or two a bar.
+    quarter notes a minute; "mode", "major" or "minor"; "lead" and
+    "accompaniment", instruments; "bass" and "drums", bools; "beats" in a bar;
+    "bars", the last one a single chord; "chords", Roman numerals at equal
+    distances, one or two a bar; "tonics", for each chord the key's pitch
+    class, from 0 (C) to 11.
   """
   if not 0 <= index < TRACKS:
     raise ValueError(f"index must be 0 to {TRACKS - 1}, not {index}")
@@ -74,21 +77,27 @@ def describe(index: int, seed: int = 0) -> dict:
   rng = np.random.default_rng([seed, index, 0])
   style = demo_score.STYLES[row["genre"]]
   bar = style["beats"] * 60 / row["tempo"]
-  bars = int(rng.integers(np.ceil(19 / bar), 28.3 // bar, endpoint=True))
+  bars = 1 + int(rng.integers(np.ceil(18 / bar), 27.5 // bar, endpoint=True))
   # A harmony held for 3 s would be the only one in some segments.
   progression = str(rng.choice(style[row["mode"]])).split()
   slots = 2 if style["beats"] == 4 and bar > 3 else 1
   chords = (progression * bars)[: slots * (bars - 1) - 1]
   chords += ["V7"] + ["I" if row["mode"] == "major" else "i"] * slots
+  # Two modulations, each where the progression starts anew: the key does not
+  # tell tracks apart.
+  moves = np.cumsum([rng.integers(12), *rng.choice((-5, -2, 2, 5), 2)])
+  period = len(progression) * int(np.ceil(len(chords) / 12))
+  keys = np.minimum(np.arange(len(chords)) // period, 2)
+  keys[-slots:] = keys[-slots - 1]  # the last cadence stays in its key
   return {
     "id": f"demo_{index:04d}",
     "tags": _tags(row),
     "split": _SPLITS[index % len(_SPLITS)],
     **row,
-    "tonic": int(rng.integers(12)),
     "beats": style["beats"],
     "bars": bars,
     "chords": chords,
+    "tonics": [int(tonic) for tonic in moves[keys] % 12],
   }
 
 
@@ -110,7 +119,8 @@ def track(index: int, seed: int = 0) -> tuple[np.ndarray, dict]:
     np.random.default_rng([seed, index, stream]) for stream in (1, 2, 3)
   )
   score = demo_score.compose(about, play)
-  seconds = about["bars"] * about["beats"] * 60 / about["tempo"] + _ENDING
+  seconds = (about["bars"] - 1) * about["beats"] * 60 / about["tempo"]
+  seconds += demo_score.FINAL + _ENDING
   samples = round(seconds * SAMPLE_RATE)
   parts = {"lead": about["lead"], "accompaniment": about["accompaniment"]}
   if about["bass"]:
@@ -189,11 +199,11 @@ def _tags(row):
 
 
 def _gain(part, rng):
-  """How loud a part is in the mix, as a factor: a mixing desk's mood."""
+  """How loud a part is in the mix, as a factor."""
   low, high = {
     "lead": (-3, 3),
-    "accompaniment": (-9, 0),
-    "bass": (-9, 0),
-    "drums": (-12, -2),
+    "accompaniment": (-5, 1),
+    "bass": (-6, 1),
+    "drums": (-8, 0),
   }[part]
   return np.float32(10 ** (rng.uniform(low, high) / 20))

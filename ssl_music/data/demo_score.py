@@ -28,10 +28,11 @@ _SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 # A pattern is one bar, cut into equal steps: a symbol starts a note, "-" holds
 # it, "." rests. R and F are root and fifth, C the chord, digits its tones
 # from below, N a note of the melody, x a stroke. "tempi" are the shares of
-# slow, middle and fast pieces.
+# slow, middle and fast pieces, "touch" how much of its length a note sounds.
 STYLES = {
   "ballad": {
     "beats": 4,
+    "touch": 0.95,
     "tempi": (0.6, 0.4, 0.0),
     "major": ("I vi IV V", "I IV ii V7", "I V vi IV"),
     "minor": ("i VI iv V", "i VI VII i", "i iv i V7"),
@@ -43,6 +44,7 @@ STYLES = {
   },
   "dance": {
     "beats": 4,
+    "touch": 0.6,
     "tempi": (0.0, 0.5, 0.5),
     "major": ("I V vi IV", "I I IV V", "I IV I V"),
     "minor": ("i VI VII i", "i VII VI V", "i iv i V"),
@@ -54,6 +56,7 @@ STYLES = {
   },
   "march": {
     "beats": 4,
+    "touch": 0.6,
     "tempi": (0.2, 0.4, 0.4),
     "major": ("I I V V7", "I IV I V7", "I IV V I"),
     "minor": ("i i V V7", "i iv i V", "i iv VII V"),
@@ -74,6 +77,7 @@ STYLES = {
   },
   "waltz": {
     "beats": 3,
+    "touch": 0.8,
     "tempi": (0.25, 0.4, 0.35),
     "major": ("I V7 V7 I", "I IV V7 I", "I vi ii V7"),
     "minor": ("i V7 V7 i", "i iv V7 i", "i VI iv V7"),
@@ -85,13 +89,14 @@ STYLES = {
   },
 }
 
-# Share of the piece, who plays (Lead, Accompaniment with its bass, Drums or
+# Share of the piece, who joins the accompaniment and its bass (Lead, Drums or
 # softly drums), level. Every piece starts thinner than it goes on.
 _FORMS = (
-  ((0.15, "A", 0.5), (0.4, "LAd", 0.8), (0.3, "LAD", 1.0), (0.15, "LA", 0.7)),
-  ((0.2, "LA", 0.5), (0.35, "LAD", 0.9), (0.1, "Ad", 0.6), (0.35, "LAD", 1.0)),
-  ((0.15, "Ad", 0.6), (0.4, "LAD", 0.8), (0.15, "LA", 0.6), (0.3, "LAD", 1.0)),
+  ((0.15, "", 0.5), (0.4, "Ld", 0.8), (0.3, "LD", 1.0), (0.15, "L", 0.7)),
+  ((0.2, "L", 0.5), (0.35, "LD", 0.9), (0.1, "d", 0.6), (0.35, "LD", 1.0)),
+  ((0.15, "d", 0.6), (0.4, "LD", 0.8), (0.15, "L", 0.6), (0.3, "LD", 1.0)),
 )
+FINAL = 1.4  # s, the chord that stands for the last bar
 _PHRASES = ("abac", "aabc", "abcb")
 
 
@@ -105,8 +110,7 @@ def compose(about: dict, rng: np.random.Generator) -> dict:
   Returns:
     "lead", "accompaniment" and "bass" (empty if the track has none): arrays
     [notes, 4] of start (s), duration (s), MIDI pitch, velocity (0 to 1); and
-    "drums": {name: array [strokes, 2] of start (s), velocity}, without
-    drums {}.
+    "drums": {name: array [strokes, 2] of start (s), velocity}, {} without.
   """
   plan = _plan(about["bars"], rng)
   chords, low = _accompany(about, plan, rng)
@@ -150,19 +154,28 @@ def _plan(bars, rng):
   return plan
 
 
-def _strokes(pattern, beats):
+def _strokes(pattern, about):
   """Reads a bar's pattern: (symbol, start, length), the times in beats."""
-  step = beats / len(pattern)
+  if len(pattern) == 1:  # the final chord lasts as long at any tempo
+    yield pattern, 0.0, FINAL * about["tempo"] / 60
+    return
+  step = about["beats"] / len(pattern)
   for match in re.finditer(r"[^.-]-*", pattern):
     symbols = match.group()
     yield symbols[0], match.start() * step, len(symbols) * step
 
 
-def _chord(about, beat):
-  """Pitch classes sounding at a beat, the root first."""
+def _harmony(about, beat):
+  """Pitch classes at a beat: of the chord, the root first, and the scale."""
   width = about["bars"] * about["beats"] / len(about["chords"])
-  name = about["chords"][int(beat / width + 1e-6)]
-  return tuple((tone + about["tonic"]) % 12 for tone in CHORDS[name])
+  slot = int(beat / width + 1e-6)
+  tonic = about["tonics"][slot]
+  chord = [(t + tonic) % 12 for t in CHORDS[about["chords"][slot]]]
+  scale = {(t + tonic) % 12 for t in _SCALES[about["mode"]]}
+  leading = (tonic + 11) % 12
+  if leading in chord:  # a minor key's dominant raises the seventh
+    scale = (scale - {(tonic + 10) % 12}) | {leading}
+  return chord, scale
 
 
 def _near(target, classes):
@@ -198,22 +211,23 @@ def _accompany(about, plan, rng):
     start = bar * about["beats"]
     figure = style[own["texture"]][own["variants"][0]]
     bass = style["bass"][own["variants"][1]]
+    touch = style["touch"]
     if own["last"]:
-      figure, bass = "C---", "R---"
-    for symbol, beat, size in _strokes(figure, about["beats"]):
-      pitches = _voice(_chord(about, start + beat), centre)
+      figure, bass, touch = "C", "R", 1.0
+    for symbol, beat, size in _strokes(figure, about):
+      pitches = _voice(_harmony(about, start + beat)[0], centre)
       if symbol != "C":
         ladder = [*pitches[:3], pitches[0] + 12]
         pitches = [ladder[int(symbol)]]
       strength = own["level"] * (1 if beat % 2 == 0 else 0.8)
-      chords += [(start + beat, 0.9 * size, p, strength) for p in pitches]
-    for symbol, beat, size in _strokes(bass, about["beats"]):
-      here = _chord(about, start + beat)
+      chords += [(start + beat, touch * size, p, strength) for p in pitches]
+    for symbol, beat, size in _strokes(bass, about):
+      here, _ = _harmony(about, start + beat)
       # On a chord that has just come in the bass plays its root.
-      changed = beat > 0 and here != _chord(about, start)
+      changed = beat > 0 and here != _harmony(about, start)[0]
       root = 28 + (here[0] - 28) % 12
       pitch = root + 7 if symbol == "F" and not changed else root
-      low.append((start + beat, 0.9 * size, pitch, own["level"]))
+      low.append((start + beat, touch * size, pitch, own["level"]))
   return chords, low
 
 
@@ -236,25 +250,17 @@ def _melody(about, plan, rng):
     start = bar * about["beats"]
     rhythm, contour = motifs[phrase[bar % 4]]
     if own["last"]:
-      rhythm, contour = "N---", [0]
-    for count, (_, beat, size) in enumerate(_strokes(rhythm, about["beats"])):
-      chord = _chord(about, start + beat)
+      rhythm, contour = "N", [0]
+    for count, (_, beat, size) in enumerate(_strokes(rhythm, about)):
+      chord, scale = _harmony(about, start + beat)
       strong = beat % 2 == 0 or size >= 1
-      classes = chord if strong else _scale(about, chord)
+      classes = chord if strong else scale
       target = centre + own["lift"] + np.clip(contour[count], -8, 8)
       target = min(target, 88)  # above lies too little of the spectrum
       pitch = _near(target, chord[:1] if own["last"] else classes)
       strength = own["level"] * (1 if strong else 0.75)
       rows.append((start + beat, 0.95 * size, pitch, strength))
   return rows
-
-
-def _scale(about, chord):
-  tones = {(t + about["tonic"]) % 12 for t in _SCALES[about["mode"]]}
-  leading = (about["tonic"] + 11) % 12
-  if leading in chord:  # a minor key's dominant raises the seventh
-    tones = (tones - {(leading - 1) % 12}) | {leading}
-  return tones
 
 
 def _beat(about, plan):
@@ -267,8 +273,8 @@ def _beat(about, plan):
     level = own["level"] * (1.0 if "D" in own["parts"] else 0.5)
     for name, pattern in STYLES[about["genre"]]["drums"].items():
       if own["last"]:
-        pattern = "x..." if name == "kick" else "...."
-      for _, beat, size in _strokes(pattern, about["beats"]):
+        pattern = "x"
+      for _, beat, size in _strokes(pattern, about):
         accent = 1.0 if beat % 1 == 0 else 0.7
         rows[name].append((start + beat, size, 0, level * accent))
   return rows

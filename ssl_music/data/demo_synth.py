@@ -6,11 +6,12 @@ bowed string, flute and bass. `render` places notes of one instrument in time
 and shapes their beginnings and ends, `render_drums` does the same for hits,
 and `master` puts the mix into a room and through an equaliser.
 
-No oscillator has a partial above `BAND_LIMIT`, so nothing aliases at 16 kHz.
-Every draw comes from a generator that the caller passes in, or from the seed
-within a style: the same arguments give the same samples.
+No oscillator has a partial above `BAND_LIMIT` (of a bell, under 1 % of its
+amplitude has), so nothing aliases at 16 kHz.
+Draws come from the caller's generator, or from the seed within a style.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -19,6 +20,8 @@ SAMPLE_RATE = 16_000
 BAND_LIMIT = 7200.0
 INSTRUMENTS = ("bass", "bell", "bowed", "flute", "organ", "plucked")
 
+_BANDS = 7  # of the equaliser, from 50 to 8,000 Hz
+_STAGES = 3  # of the equaliser's drift over a track
 _CYCLE = 2048  # samples of a wavetable
 _MASTER_FFT = 2**19  # 32.8 s: the longest track and the tail of its room
 _STRING_FFT = 2**16  # 4.1 s: by then every plucked string is silent
@@ -26,11 +29,11 @@ _STRING_FFT = 2**16  # 4.1 s: by then every plucked string is silent
 # Seconds of (attack, release): raised cosines, so that no note clicks.
 _FADES = {
   "bass": (0.008, 0.06),
-  "bell": (0.003, 0.5),
+  "bell": (0.003, 0.3),
   "bowed": (0.11, 0.15),
   "flute": (0.05, 0.09),
   "organ": (0.015, 0.06),
-  "plucked": (0.002, 0.25),
+  "plucked": (0.002, 0.12),
 }
 
 
@@ -50,9 +53,9 @@ def draw_style(instrument: str, rng: np.random.Generator) -> dict:
     The arguments of the synthesis, for `tone`; what they are depends on the
     instrument. "attack" and "release" (seconds) and "seed" always exist.
   """
-  u = rng.uniform
   if instrument not in INSTRUMENTS:
     raise ValueError(f"{instrument!r} is not one of {INSTRUMENTS}")
+  u = rng.uniform
   attack, release = _FADES[instrument]
   style = {
     "attack": attack * u(0.7, 1.4),
@@ -99,7 +102,7 @@ def draw_style(instrument: str, rng: np.random.Generator) -> dict:
     own = {
       "cutoff": u(220, 600),  # Hz
       "decay": u(0.8, 3.0),
-      "odd": u(0.3, 1.0),  # level of even partials, 1 for a sawtooth
+      "even": u(0.3, 1.0),  # level of even partials, 1 for a sawtooth
     }
   return style | own
 
@@ -208,7 +211,9 @@ def master(mix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Room, equaliser, noise floor and loudness of one recording.
 
   They are drawn independently of the music: what is played cannot be read
-  off the spectrum's slope or the level.
+  off the spectrum's slope or the level. The equaliser drifts, as if the
+  microphone were carried about, so that neither says for sure whether two
+  segments are of one recording.
 
   Args:
     mix: float32 [samples], at most 30 s.
@@ -217,29 +222,38 @@ def master(mix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   Returns:
     float32 [samples], its peak between -14 and -0.5 dB of full scale.
   """
-  u = rng.uniform
-  size = round(u(0.3, 1.6) * SAMPLE_RATE)  # to -60 dB
-  time = np.arange(size) / size
-  # High frequencies die away twice as fast, as in a furnished room.
-  room = _noise(size, 60, 1200, rng) * np.exp(-6.9 * time)
-  room += _noise(size, 1200, BAND_LIMIT, rng) * np.exp(-13.8 * time)
-  _fade(room, 0.01, 0.02)  # the first echoes come after the direct sound
-  room *= u(0.1, 0.7) / np.sqrt(np.square(room).sum())
-  room[0] += 1.0
-  frequency = np.fft.rfftfreq(_MASTER_FFT, 1 / SAMPLE_RATE)
-  knots = np.geomspace(50, 8000, 7)
-  gains = rng.normal(0, 4.0, knots.size).clip(-8, 8)  # dB
-  curve = _smooth(np.log(frequency.clip(50)), np.log(knots), gains)
-  response = np.fft.rfft(room.astype(np.float32), _MASTER_FFT)
-  response *= (10 ** (curve / 20)).astype(np.float32)
-  spectrum = np.fft.rfft(mix, _MASTER_FFT) * response
-  out = np.fft.irfft(spectrum, _MASTER_FFT)[: mix.size]
-  loud = np.sqrt(np.square(out).mean())
-  out += loud * 10 ** (u(-60, -40) / 20) * rng.standard_normal(mix.size)
-  out = out.astype(np.float32)
+  spectrum = np.fft.rfft(mix, _MASTER_FFT)
+  spectrum *= np.fft.rfft(_room(rng), _MASTER_FFT)
+  lasting = rng.normal(0, 2.0, _BANDS)  # dB
+  heard = []
+  for _ in range(_STAGES + 1):
+    gains = (lasting + rng.normal(0, 4.0, _BANDS)).clip(-10, 10)
+    curve = sum(map(np.multiply, _bands(), gains.astype(np.float32) / 20))
+    heard.append(np.fft.irfft(spectrum * np.float32(10) ** curve)[: mix.size])
+  out = heard[0]
+  ends = np.linspace(0, mix.size, _STAGES + 1).astype(int)
+  for stage in range(_STAGES):
+    own = slice(ends[stage], ends[stage + 1])
+    old, new = heard[stage][own], heard[stage + 1][own]
+    out[own] = old + np.linspace(0, 1, old.size, dtype=np.float32) * (new - old)
+  hiss = rng.standard_normal(mix.size, np.float32) * out.std()
+  out += hiss * np.float32(10 ** (rng.uniform(-60, -45) / 20))
   _fade(out, 0.01, 0.3)
   peak = max(float(np.abs(out).max()), 1e-9)
-  return out * np.float32(10 ** (u(-14, -0.5) / 20) / peak)
+  return out * np.float32(10 ** (rng.uniform(-14, -0.5) / 20) / peak)
+
+
+def _room(rng):
+  """Impulse response: the direct sound, then echoes that die away."""
+  size = round(rng.uniform(0.3, 1.4) * SAMPLE_RATE)  # to -60 dB
+  time = np.arange(size) / size
+  # High frequencies die away twice as fast, as among furniture.
+  echoes = _noise(size, 60, 1200, rng) * np.exp(-6.9 * time)
+  echoes += _noise(size, 1200, BAND_LIMIT, rng) * np.exp(-13.8 * time)
+  _fade(echoes, 0.01, 0.02)  # the first ones come after the direct sound
+  echoes *= rng.uniform(0.1, 0.5) / np.sqrt(np.square(echoes).sum())
+  echoes[0] += 1.0
+  return echoes.astype(np.float32)
 
 
 def _plucked(frequency, time, style):
@@ -252,15 +266,15 @@ def _plucked(frequency, time, style):
   own_delay = -np.angle(1 - damping + damping * np.exp(-1j * at)) / at
   period = SAMPLE_RATE / frequency
   gain = 10 ** (-3 / (frequency * style["decay"]))
-  low_pass = 1 - damping + damping * np.exp(-1j * omega)
-  loop = gain * low_pass * np.exp(-1j * omega * (period - own_delay))
+  loop = gain * (1 - damping + damping * np.exp(-1j * omega))
+  loop *= np.exp(-1j * omega * (period - own_delay))
   partials = np.arange(1, int(BAND_LIMIT / frequency) + 1)
   shape = np.sin(np.pi * partials * style["position"])
   table = _cycle(shape / partials ** style["tilt"], style["seed"])
   burst = _oscillate(table, np.arange(int(np.ceil(period))) / period)
   burst -= burst.mean()  # the loop would keep an offset longest of all
   string = np.fft.irfft(np.fft.rfft(burst, _STRING_FFT) / (1 - loop))
-  return _fit(string, time.size)
+  return np.pad(string, (0, time.size))[: time.size]
 
 
 def _bell(frequency, time, style):
@@ -289,9 +303,7 @@ def _organ(frequency, time, style):
 
 def _bowed(frequency, time, style):
   partials = np.arange(1, int(BAND_LIMIT / frequency / 1.02) + 1)
-  hz = partials * frequency
-  width = style["body"][:, None] * 0.3
-  away = (hz - style["body"][:, None]) / width
+  away = (partials * frequency / style["body"][:, None] - 1) / 0.3
   body = 0.4 + (1.2 / (1 + np.square(away))).sum(0)
   table = _cycle(body / partials ** style["tilt"], style["seed"])
   onset = np.minimum(time / 0.35, 1.0)  # vibrato comes after the attack
@@ -312,7 +324,7 @@ def _flute(frequency, time, style):
 def _bass(frequency, time, style):
   partials = np.arange(1, int(min(BAND_LIMIT, 2500) / frequency) + 1)
   low_pass = 1 / (1 + (partials * frequency / style["cutoff"]) ** 3)
-  even = np.where(partials % 2 == 0, style["odd"], 1.0)
+  even = np.where(partials % 2 == 0, style["even"], 1.0)
   table = _cycle(even * low_pass / partials, style["seed"])
   return _oscillate(table, frequency * time) * np.exp(-time / style["decay"])
 
@@ -330,8 +342,8 @@ _TONES = {
 def _cycle(amplitudes, seed):
   """One period of a sum of harmonics with random phases, peak 1."""
   spectrum = np.zeros(_CYCLE // 2 + 1, complex)
-  angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, amplitudes.size)
-  spectrum[1 : amplitudes.size + 1] = amplitudes * np.exp(1j * angles)
+  turns = np.random.default_rng(seed).uniform(size=amplitudes.size)
+  spectrum[1 : turns.size + 1] = amplitudes * np.exp(2j * np.pi * turns)
   table = np.fft.irfft(spectrum)
   return table / np.abs(table).max()
 
@@ -340,8 +352,8 @@ def _oscillate(table, phase):
   """Reads a wavetable at phases in periods, between its points."""
   position = (phase % 1.0) * _CYCLE
   left = position.astype(np.int64)
-  step = np.diff(table, append=table[0])
   left %= _CYCLE  # 1 - 1e-17 rounds up to a whole period
+  step = np.diff(table, append=table[0])
   return table[left] + (position - np.floor(position)) * step[left]
 
 
@@ -359,25 +371,23 @@ def _breath(frequency, time, style):
 
 def _noise(size, low, high, rng):
   """Gaussian noise of unit variance between two frequencies in Hz."""
-  if size == 0:
-    return np.zeros(0)
-  # A length whose transform is fast, whatever the length asked for.
-  padded = max(1 << (size - 1).bit_length(), 16)
+  padded = max(1 << (size - 1).bit_length(), 16)  # a fast transform
   frequency = np.fft.rfftfreq(padded, 1 / SAMPLE_RATE)
   # Slopes of an eighth, since a sharp edge would ring.
   gain = np.clip((frequency - 0.875 * low) / (0.125 * low), 0, 1)
   gain *= np.clip((1.125 * high - frequency) / (0.125 * high), 0, 1)
-  spectrum = gain * (rng.standard_normal((gain.size, 2)) @ [1, 1j])
-  noise = np.fft.irfft(spectrum)[:size]
+  white = np.fft.rfft(rng.standard_normal(padded))
+  noise = np.fft.irfft(gain * white)[:size]
   return noise / max(noise.std(), 1e-12)
 
 
-def _smooth(x, knots, values):
-  """A curve through knots with cosine steps between them."""
-  place = np.interp(x, knots, np.arange(knots.size))
-  left = np.minimum(place.astype(int), knots.size - 2)
-  blend = 0.5 - 0.5 * np.cos(np.pi * (place - left))
-  return values[left] + blend * (values[left + 1] - values[left])
+@functools.cache
+def _bands():
+  """An equaliser's bands, cosines in octaves that add up to 1 everywhere."""
+  frequency = np.fft.rfftfreq(_MASTER_FFT, 1 / SAMPLE_RATE)
+  place = np.log2(frequency.clip(50) / 50) * (_BANDS - 1) / np.log2(160)
+  away = np.abs(place - np.arange(_BANDS)[:, None]).clip(0, 1)
+  return (0.5 + 0.5 * np.cos(np.pi * away)).astype(np.float32)
 
 
 def _fade(sound, attack, release):
@@ -387,8 +397,3 @@ def _fade(sound, attack, release):
   sound[:rise] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(rise) / max(rise, 1))
   slope = 0.5 + 0.5 * np.cos(np.pi * np.arange(1, fall + 1) / max(fall, 1))
   sound[sound.size - fall :] *= slope
-
-
-def _fit(sound, size):
-  """Cuts to a size, or appends silence."""
-  return np.pad(sound[:size], (0, max(size - sound.size, 0)))

@@ -159,7 +159,7 @@ def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
         " that hold commas"
       )
     path = os.path.normpath(row["path"].strip())
-    if Path(path).is_absolute() or Path(path).parts[0] == os.pardir:
+    if Path(path).is_absolute() or Path(path).parts[:1] == (os.pardir,):
       raise InputError(
         f"{where}: path {row['path']!r} leaves the folder {source}: give paths"
         " relative to it and inside it"

@@ -99,7 +99,7 @@ def from_torch(
   """
   entries = _entries(variables_like)
   expected = {entry.name: entry.torch_shape for entry in entries}
-  optional = {name: () for name in _counters(entries)}
+  optional = dict.fromkeys(_counters(entries), ())
   if any(name.startswith("embedding.") for name in expected):
     optional |= {name: make().shape for name, make in _FRONT_END.items()}
   problems = [

@@ -34,7 +34,9 @@ def nt_xent(
   """NT-Xent; see `loss`."""
   views, items, _ = z.shape
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-  z = z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-8)
+  # Squared, since a norm has no gradient at 0.
+  square = jnp.square(z).sum(-1, keepdims=True)
+  z = z * jax.lax.rsqrt(jnp.maximum(square, 1e-16))
   first, others = 0, z
   if axis_name is not None:
     first = jax.lax.axis_index(axis_name) * items

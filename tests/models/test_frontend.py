@@ -10,6 +10,8 @@ import pytest
 
 from ssl_music.models import frontend
 
+log_mel = jax.jit(frontend.log_mel, static_argnames="top_db")
+
 
 def noise(*shape, seed=0):
   return np.random.default_rng(seed).uniform(-1, 1, shape)
@@ -63,7 +65,7 @@ PUBLISHED = {
 
 
 def test_log_mel_agrees_with_the_published_front_end():
-  spectrogram = jax.jit(frontend.log_mel)(golden.wave())
+  spectrogram = log_mel(golden.wave())
   assert spectrogram.shape == (4, 128, 126)
   assert spectrogram.dtype == jnp.float32
   assert golden.relative_error(spectrogram, golden.models()["logmel"]) < 1e-5
@@ -85,10 +87,11 @@ def test_log_mel_agrees_with_its_definition(changes, samples):
   wave = noise(samples) * envelope
   expected = slow_log_mel(wave, **settings)
   assert expected.shape[1] == frontend.frames(samples, settings["hop"])
-  measured = frontend.log_mel(wave.astype(np.float32), **settings)
+  compiled = jax.jit(functools.partial(frontend.log_mel, **settings))
+  measured = compiled(wave.astype(np.float32))
   np.testing.assert_allclose(measured, expected, atol=1e-2)
   with jax.enable_x64():
-    measured = frontend.log_mel(wave, **settings)
+    measured = compiled(wave)
     assert measured.dtype == jnp.float64
   np.testing.assert_allclose(measured, expected, atol=1e-9)
 
@@ -114,36 +117,33 @@ def test_mel_scale_and_its_inverse():
 
 def test_int16_is_divided_by_its_peak():
   pcm = (noise(2, 4096) * 32767).astype(np.int16)
-  expected = frontend.log_mel(pcm.astype(np.float32) / np.float32(32767))
-  np.testing.assert_allclose(frontend.log_mel(pcm), expected, atol=1e-3)
+  expected = log_mel(pcm.astype(np.float32) / np.float32(32767))
+  np.testing.assert_allclose(log_mel(pcm), expected, atol=1e-3)
 
 
-def test_leading_axes_jit_and_vmap():
+def test_leading_axes_and_vmap():
   wave = noise(2, 3, 2048).astype(np.float32)
-  expected = np.stack(
-    [[frontend.log_mel(segment) for segment in view] for view in wave]
-  )
+  expected = np.stack([[log_mel(segment) for segment in view] for view in wave])
   assert expected.shape == (2, 3, 128, 5)
   close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-3)
-  close(frontend.log_mel(wave), expected)
-  close(jax.jit(frontend.log_mel)(wave), expected)
-  close(jax.vmap(jax.vmap(frontend.log_mel))(wave), expected)
+  close(log_mel(wave), expected)
+  close(jax.jit(jax.vmap(jax.vmap(frontend.log_mel)))(wave), expected)
 
 
 def test_the_floor_is_each_segments_own():
   quiet = 1e-2 * noise(4096)
   loud = noise(4096) * (np.arange(4096) < 1000)
   both = np.stack([quiet, loud]).astype(np.float32)
-  spectrograms = frontend.log_mel(both, top_db=30.0)
+  spectrograms = log_mel(both, top_db=30.0)
   for spectrogram, segment in zip(spectrograms, both, strict=True):
-    alone = frontend.log_mel(segment, top_db=30.0)
+    alone = log_mel(segment, top_db=30.0)
     np.testing.assert_allclose(spectrogram, alone, atol=1e-3)
-    np.testing.assert_allclose(jnp.ptp(spectrogram), 30, atol=1e-3)
+    np.testing.assert_allclose(np.ptp(spectrogram), 30, atol=1e-3)
 
 
 def test_silence_is_minus_100_db():
   silence = np.zeros((2, 4096), np.int16)
-  np.testing.assert_array_equal(frontend.log_mel(silence), -100)
+  np.testing.assert_array_equal(log_mel(silence), -100)
 
 
 def test_frames_are_cut_without_a_gather():

@@ -55,9 +55,7 @@ def test_published_names_there_and_back(network, request):
 
 def test_our_variables_there_and_back_at_another_size():
   module = ResNet(width=4, depths=(1, 2, 1), heads=4, output=8)
-  variables = jax.jit(functools.partial(module.init, train=False))(
-    jax.random.key(0), np.zeros((1, 20, 30), np.float32)
-  )
+  variables = golden.variables(shapes_of(module, 1, 20, 30))
   state = torch_weights.to_torch(variables)
   assert "embedding.layer2.1.conv3.weight" in state
   assert "embedding.layer3.0.downsample.1.running_var" in state

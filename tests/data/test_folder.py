@@ -1,0 +1,128 @@
+import collections
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssl_music.data import folder
+from ssl_music.errors import InputError
+
+
+@pytest.fixture
+def source(tmp_path):
+  root = tmp_path / "music"
+  rng = np.random.default_rng(0)
+  for name in ("a.wav", "Sub Folder/bé.FLAC", "sub/c.Ogg", "d.aif"):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {"aif": "AIFF"}.get(name[-3:].lower())
+    soundfile.write(path, rng.uniform(-1, 1, 8000), 8000, format=kind)
+  (root / "e.M4A").write_bytes(b"x")
+  (root / "cover.jpg").write_bytes(b"x")
+  (root / "._a.wav").write_bytes(b"a Mac's resource fork")
+  return root
+
+
+def manifest(source, text, encoding="utf-8"):
+  path = source.parent / "manifest.csv"
+  path.write_text(text, encoding=encoding)
+  return path
+
+
+def by_path(plan):
+  return {track["path"]: track for track in plan["tracks"]}
+
+
+def test_finds_audio_of_any_name(source):
+  expected = ["Sub Folder/bé.FLAC", "a.wav", "d.aif", "e.M4A", "sub/c.Ogg"]
+  assert folder.find_audio(source) == expected
+
+
+def test_without_a_manifest_all_is_unlabelled(source):
+  plan = folder.plan(source)
+  assert {track["split"] for track in plan["tracks"]} == {"unlabelled"}
+  assert plan["tags"] == []
+  assert plan["load"](by_path(plan)["a.wav"]).shape == (16_000,)
+
+
+def test_manifest_gives_tags_and_split(source):
+  text = (
+    "path,tags,split\n"
+    'a.wav,"b|a| a ||",train\n'
+    "sub/c.Ogg,c,val\n"
+    "Sub Folder/bé.FLAC,,test\n"
+  )
+  for encoding in ("utf-8", "utf-8-sig"):
+    plan = folder.plan(source, manifest=manifest(source, text, encoding))
+    tracks = by_path(plan)
+    assert plan["tags"] == ["a", "b", "c"]
+    assert tracks["a.wav"]["tags"] == ["a", "b"]
+    assert tracks["a.wav"]["split"] == "train"
+    assert tracks["sub/c.Ogg"]["split"] == "validation"
+    # No tag is no label; nor are files that the manifest does not name.
+    assert tracks["Sub Folder/bé.FLAC"]["split"] == "unlabelled"
+    assert tracks["d.aif"]["split"] == "unlabelled"
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("path,tags\nx.wav,t\n", r"line 2: no file x\.wav"),
+    ("path,tags\nx.wav,t\ny.wav,t\n", "and 1 more rows"),
+    ("path,tags\n../x.wav,t\n", "line 2: .* leaves the folder"),
+    ("path,tags\nsub/../../x.wav,t\n", "leaves the folder"),
+    ("path,tags\n/etc/passwd,t\n", "leaves the folder"),
+    ("path,tags\na.wav,t\n./a.wav,t\n", r"line 3 names a\.wav again"),
+    ("file,tags\na.wav,t\n", "no column path"),
+    ("path\ta.wav\n", "no column path and no column tags"),
+    ("", "no column path and no column tags"),
+    ("path,tags\na.wav\n", "line 2 has not the 2 fields"),
+    ("path,tags\na.wav,t,u\n", "line 2 has not the 2 fields"),
+    ('path,tags\n"a.wav,t\n', "comma-separated"),
+    ("path,tags\na.wav,t\x00u\n", "not printable|comma-separated"),
+    ("path,tags,split\na.wav,t,exam\n", "unknown split 'exam'"),
+    ("path,tags,split\na.wav,t,train\nd.aif,t,\n", "for all or for none"),
+    ("path,tags\n,t\n", r"line 2: no file \."),
+  ],
+)
+def test_wrong_manifests_are_explained(source, text, message):
+  with pytest.raises(InputError, match=message):
+    folder.plan(source, manifest=manifest(source, text))
+
+
+def test_wrong_encoding_is_explained(source):
+  path = manifest(source, "path,tags\nbé.wav,t\n", "latin-1")
+  with pytest.raises(InputError, match="not UTF-8"):
+    folder.plan(source, manifest=path)
+
+
+def test_missing_sources_are_explained(source, tmp_path):
+  with pytest.raises(InputError, match="no folder"):
+    folder.plan(tmp_path / "absent")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(InputError, match="no audio under"):
+    folder.plan(tmp_path / "empty")
+  with pytest.raises(InputError, match="no manifest"):
+    folder.plan(source, manifest=tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_keeps_groups_together_near_the_shares(seed):
+  rng = np.random.default_rng(seed)
+  groups = [f"artist {g}" for g in rng.integers(60, size=400)]
+  split = folder.split_by_group(groups, seed)
+  where = collections.defaultdict(set)
+  for group, name in zip(groups, split, strict=True):
+    where[group].add(name)
+  assert all(len(names) == 1 for names in where.values())
+  share = {name: split.count(name) / 400 for name in folder.SHARES}
+  for name, wanted in folder.SHARES.items():
+    assert share[name] == pytest.approx(wanted, abs=0.04)
+  assert split == folder.split_by_group(groups, seed)
+  assert split != folder.split_by_group(groups, seed + 1)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_few_groups_leave_no_split_empty(count):
+  groups = [str(g) for g in range(count) for _ in range(10)]
+  assert set(folder.split_by_group(groups, 0)) == set(folder.SHARES)

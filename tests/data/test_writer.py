@@ -1,0 +1,183 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tiny
+
+from ssl_music.data import audio, segments, writer
+from ssl_music.data.tracks import Tracks, find, fingerprint
+from ssl_music.errors import InputError
+
+
+def test_reads_back_what_was_written(data_dir):
+  tracks = Tracks("tiny", ("train", "validation", "test"), data_dir)
+  assert tracks.tags == tiny.TAGS
+  assert len(tracks) == 40
+  rng = np.random.default_rng(0)
+  for index, track in enumerate(tiny.tracks()):
+    pcm = audio.to_pcm(tiny.waveform(track))
+    assert tracks.ids[index] == track["id"]
+    assert tracks.splits[index] == track["split"]
+    assert tracks.samples[index] == len(pcm)
+    labels = [tag in track["tags"] for tag in tiny.TAGS]
+    assert tracks.labels[index].tolist() == labels
+    for _ in range(5):  # across the borders of records
+      start = rng.integers(len(pcm) - 1)
+      length = rng.integers(1, len(pcm) - start)
+      read = tracks.read(index, start, length)
+      np.testing.assert_array_equal(read, pcm[start : start + length])
+    wave = pcm.astype(np.float64)
+    energy = tracks.energy(index)
+    loudness = segments.segment_rms(energy, 20)
+    start = len(loudness) // 2
+    part = wave[start * writer.BLOCK : (start + 20) * writer.BLOCK]
+    assert loudness[start] == pytest.approx(np.sqrt((part**2).mean()), rel=1e-5)
+    assert tracks.rms[index] == pytest.approx(
+      np.sqrt((wave**2).mean()), rel=0.02
+    )
+
+
+def test_is_a_plain_tfds_data_set(data_dir):
+  builder = tfds.builder_from_directory(find("tiny", data_dir))
+  assert builder.info.features["tags"].feature.names == tiny.TAGS
+  source = builder.as_data_source("train")
+  first = tiny.tracks()[0]
+  pcm = audio.to_pcm(tiny.waveform(first))
+  assert source[1]["id"].decode() == first["id"]
+  assert source[1]["chunk"] == 1
+  np.testing.assert_array_equal(
+    source[1]["audio"], pcm[writer.CHUNK : 2 * writer.CHUNK]
+  )
+
+
+def _load_some(track):
+  if track["index"] % 2:
+    raise audio.AudioError("broken on purpose")
+  return np.ones(track["index"] * 8000, np.float32)
+
+
+def _load_none(track):
+  raise audio.AudioError("broken on purpose")
+
+
+def test_skips_are_counted_and_listed(tmp_path):
+  summary = writer.write(
+    "some", tiny.tracks()[:12], _load_some, data_dir=tmp_path, tags=tiny.TAGS
+  )
+  assert summary["prepared"] == {"train": 2}
+  reasons = dict(summary["skipped"])
+  assert len(reasons) == 10
+  assert reasons["t01"] == "broken on purpose"
+  assert reasons["t06"].startswith("too short (3.0 s")
+  with (summary["folder"] / "skipped.csv").open() as file:
+    assert [tuple(row) for row in csv.reader(file)][1:] == summary["skipped"]
+
+
+def test_nothing_usable_leaves_nothing(tmp_path):
+  with pytest.raises(InputError, match=r"none of the 40 .* broken on purpose"):
+    writer.write("none", tiny.tracks(), _load_none, data_dir=tmp_path)
+  assert not [path for path in tmp_path.rglob("*") if path.name != ".lock"][1:]
+
+
+def test_an_existing_data_set_is_kept(tmp_path):
+  tiny.write(tmp_path)
+  with pytest.raises(InputError, match="data set tiny exists"):
+    tiny.write(tmp_path)
+  replaced = writer.write(
+    "tiny",
+    tiny.tracks()[:3],
+    tiny.waveform,
+    tags=tiny.TAGS,
+    data_dir=tmp_path,
+    overwrite=True,
+  )
+  assert len(Tracks("tiny", ("train",), tmp_path)) == 3
+  assert replaced["prepared"] == {"train": 3}
+
+
+def test_any_number_of_processes_writes_the_same(tmp_path, data_dir):
+  writer.write(
+    "tiny",
+    tiny.tracks(),
+    tiny.waveform,
+    tags=tiny.TAGS,
+    data_dir=tmp_path,
+    processes=2,
+  )
+  for name in ("tracks.csv", "energy.npy", "tiny-train.array_record-00000"):
+    one = (find("tiny", data_dir) / name).read_bytes()
+    assert (find("tiny", tmp_path) / name).read_bytes() == one, name
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
+  script = textwrap.dedent("""
+    import sys, time
+    import tiny
+    from ssl_music.data import writer
+
+    def slow(track):
+      if track["index"] == 5:
+        print("going", flush=True)
+        time.sleep(60)
+      return tiny.waveform(track)
+
+    writer.write("tiny", tiny.tracks(), slow, tags=tiny.TAGS,
+                 data_dir=sys.argv[1])
+  """)
+  environment = os.environ | {"PYTHONPATH": os.path.dirname(tiny.__file__)}  # noqa: PTH120
+  with subprocess.Popen(
+    [sys.executable, "-c", script, tmp_path],
+    stdout=subprocess.PIPE,
+    env=environment,
+  ) as process:
+    assert process.stdout.readline() == b"going\n"
+    with pytest.raises(InputError, match="another process is preparing"):
+      tiny.write(tmp_path)
+    process.send_signal(signal.SIGKILL)
+  assert list((tmp_path / "tiny").glob("incomplete.*"))
+  with pytest.raises(InputError, match="no data set 'tiny'"):
+    find("tiny", tmp_path)
+  began = time.time()
+  tiny.write(tmp_path)
+  assert time.time() - began < 60
+  assert not list((tmp_path / "tiny").glob("incomplete.*"))
+
+
+def test_several_data_sets_are_pooled(tmp_path, data_dir):
+  tiny.write(tmp_path, "a")
+  tiny.write(tmp_path, "b")
+  pool = Tracks("a+b", ("train", "unlabelled"), tmp_path)
+  one = Tracks("a", ("train",), tmp_path)
+  assert len(pool) == 2 * len(one)
+  last = len(one) - 1
+  np.testing.assert_array_equal(
+    pool.read(len(one) + last, 100, 70_000), one.read(last, 100, 70_000)
+  )
+  np.testing.assert_array_equal(pool.energy(len(one)), one.energy(0))
+
+
+def test_missing_data_sets_are_named(data_dir):
+  with pytest.raises(InputError, match=r"no data set 'absent' .*there: tiny"):
+    Tracks("absent", ("train",), data_dir)
+  with pytest.raises(InputError, match="has no track in unlabelled"):
+    Tracks("tiny", ("unlabelled",), data_dir)
+
+
+def test_fingerprint_tells_splits_and_tag_order(data_dir):
+  every = Tracks("tiny", ("train", "validation", "test"), data_dir)
+  other_order = Tracks("tiny", ("test", "validation", "train"), data_dir)
+  fewer = Tracks("tiny", ("train", "test"), data_dir)
+  assert fingerprint(every, tiny.TAGS) == fingerprint(other_order, tiny.TAGS)
+  different = {
+    fingerprint(every, tiny.TAGS),
+    fingerprint(every, tiny.TAGS[::-1]),
+    fingerprint(fewer, tiny.TAGS),
+  }
+  assert len(different) == 3
