@@ -45,7 +45,7 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
     }
   )
   if preset == "laptop":
-    config.batch = 56
+    config.batch = 48
     config.data.gap = 2.1
     config.data.workers = 0
     config.total_steps = 600

@@ -14,6 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ssl_music import features, metrics, parallel, workdir
+from ssl_music.data import demo
 from ssl_music.data.tracks import Tracks, fingerprint
 from ssl_music.errors import InputError
 
@@ -55,6 +56,7 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   mesh = parallel.make_mesh()
   parallel.check_divides(config.embed_batch, mesh.size)
   with workdir.claim(folder, config.to_dict()):
+    demo.ensure(config.data.name, config.data.data_dir)
     parts = {
       split: Tracks(config.data.name, (split,), config.data.data_dir)
       for split in SPLITS

@@ -1,6 +1,7 @@
 """Pre-training: the state, the per-device step, and the loop."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from ssl_music import (
 )
 from ssl_music.augment import augment, resolve
 from ssl_music.config import duration
-from ssl_music.data import audio, pipeline
+from ssl_music.data import audio, demo, pipeline
 from ssl_music.data.tracks import Tracks
 from ssl_music.diagnostics import describe
 from ssl_music.errors import InputError, explained
@@ -51,6 +52,7 @@ def train(config: ConfigDict, folder: str | Path) -> State:
   folder, settings = Path(folder), config.to_dict()
   mesh = parallel.make_mesh()
   _check(config, mesh)
+  demo.ensure(config.data.name, config.data.data_dir)
   batches = pipeline.pretraining_batches(
     Tracks(config.data.name, config.data.splits, config.data.data_dir),
     seconds=config.data.seconds,
@@ -104,7 +106,11 @@ def init_state(
   backbone_key, head_key = jax.random.split(jax.random.key(config["seed"]))
   samples = round(config["data"]["seconds"] * audio.SAMPLE_RATE)
 
-  @jax.jit
+  # Optimising a program that runs once, and that has a random generator for
+  # every shape of weight, would take longer than the step's compilation.
+  @functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+  )
   def init():
     mel = encoder.spectrogram(config, jnp.zeros((2, samples)))
     body = encoder.backbone(config).init(backbone_key, mel, train=True)

@@ -14,10 +14,13 @@ tracks in any order.
 """
 
 import functools
+import os
 
 import numpy as np
 
-from ssl_music.data import demo_score, demo_synth
+from ssl_music.data import demo_score, demo_synth, writer
+from ssl_music.data.tracks import default_data_dir, find
+from ssl_music.errors import InputError
 
 SAMPLE_RATE = demo_synth.SAMPLE_RATE
 TRACKS = 160
@@ -83,7 +86,7 @@ def describe(index: int, seed: int = 0) -> dict:
   slots = 2 if style["beats"] == 4 and bar > 3 else 1
   chords = (progression * bars)[: slots * (bars - 1) - 1]
   chords += ["V7"] + ["I" if row["mode"] == "major" else "i"] * slots
-  # Two modulations, each where the progression starts anew: the key does not
+  # One or two modulations, where the progression starts anew: the key does not
   # tell tracks apart.
   moves = np.cumsum([rng.integers(12), *rng.choice((-5, -2, 2, 5), 2)])
   period = len(progression) * int(np.ceil(len(chords) / 12))
@@ -136,6 +139,42 @@ def track(index: int, seed: int = 0) -> tuple[np.ndarray, dict]:
     mix += demo_synth.level(stem) * _gain("drums", sound)
   wave = demo_synth.master(mix, room)
   return wave, {key: about[key] for key in ("id", "tags", "split")}
+
+
+def plan(tracks: int = TRACKS, seed: int = 0) -> dict:
+  """Plans the data set; see `writer.write`, which takes what it returns.
+
+  Args:
+    tracks: how many, from the first on.
+    seed: of the music.
+  """
+  made = [describe(index, seed) for index in range(tracks)]
+  return {
+    "tracks": [
+      {key: one[key] for key in ("id", "tags", "split")}
+      | {"path": one["id"], "index": index, "seed": seed}
+      for index, one in enumerate(made)
+    ],
+    "load": _load,
+    "tags": TAGS,
+    "description": "Synthetic music with known tags.",
+  }
+
+
+def ensure(name: str, data_dir: str | os.PathLike | None) -> None:
+  """Makes the data set "demo" if `name` asks for it and it is not there.
+
+  Args:
+    name: of one data set, or of several joined by "+".
+    data_dir: TFDS's; None is the default.
+  """
+  if "demo" not in name.split("+"):
+    return
+  folder = data_dir or default_data_dir()
+  try:
+    find("demo", folder)
+  except InputError:
+    writer.write("demo", **plan(), data_dir=folder)
 
 
 @functools.lru_cache(maxsize=8)
@@ -207,3 +246,7 @@ def _gain(part, rng):
     "drums": (-8, 0),
   }[part]
   return np.float32(10 ** (rng.uniform(low, high) / 20))
+
+
+def _load(row):
+  return track(row["index"], row["seed"])[0]
