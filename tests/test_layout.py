@@ -1,0 +1,77 @@
+"""Imports point down only, and nothing imports TensorFlow."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "ssl_music"
+# Lower rooms first: a module imports from its own room and those above it here.
+ROOMS = (
+  {"errors", "progress"},
+  {"augment", "metrics", "schedules", "diagnostics", "parallel"},
+  {"config"},
+  {"models"},
+  {"pretext", "data", "encoder", "checkpoint", "workdir"},
+  {"features", "train"},
+  {"probe"},
+  {"main", "prepare", "report"},
+)
+LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
+
+
+def imports(file):
+  """Yields the rooms of ssl_music that a file imports, at any depth."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+      continue
+    for name in names:
+      parts = name.split(".")
+      if parts[0] == "ssl_music":
+        yield parts[1]
+      assert parts[0] not in ("tensorflow", "torch"), file
+
+
+def room(file):
+  return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files():
+  return [
+    file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py"
+  ]
+
+
+def test_imports_point_down():
+  for file in files():
+    for imported in imports(file):
+      assert LEVEL[imported] <= LEVEL[room(file)], (file, imported)
+
+
+def test_data_models_and_losses_do_not_know_each_other():
+  apart = {"data", "models", "pretext"}
+  for file in files():
+    if room(file) in apart:
+      assert not set(imports(file)) & (apart - {room(file)}), file
+
+
+def test_only_one_file_knows_orbax():
+  knowing = [f.name for f in files() if "orbax" in f.read_text()]
+  assert knowing == ["checkpoint.py"]
+
+
+def test_nothing_imports_tensorflow_by_the_way():
+  script = (
+    "import sys, ssl_music.main, ssl_music.prepare, ssl_music.report;"
+    "sys.exit('tensorflow' in sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_files_stay_short():
+  for file in files():
+    assert len(file.read_text().splitlines()) <= 400, file

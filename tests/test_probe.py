@@ -1,0 +1,190 @@
+import json
+
+import numpy as np
+import pytest
+import tiny
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+from ssl_music import features, probe, train
+from ssl_music.data.tracks import Tracks
+from ssl_music.errors import InputError
+
+CONFIG = {
+  "hidden": (),
+  "batch": 64,
+  "epochs": 60,
+  "learning_rate": 1e-2,
+  "weight_decay": 1e-2,
+  "seeds": 2,
+}
+
+
+def problem(seed=0, classes=4, features=20, noise=1.0):
+  """Segments whose labels depend linearly on a part of their features."""
+  rng = np.random.default_rng(seed)
+  weights = rng.standard_normal((features, classes))
+
+  def draw(items):
+    x = rng.standard_normal((items, features)).astype(np.float32)
+    scores = x @ weights + noise * rng.standard_normal((items, classes))
+    return 100 + 10 * x, scores > 1.0  # far from standardised
+
+  return {"train": draw(800), "validation": draw(200), "test": draw(300)}
+
+
+def macro_map(labels, scores):
+  return np.mean(
+    [
+      average_precision_score(labels[:, tag], scores[:, tag])
+      for tag in range(labels.shape[1])
+    ]
+  )
+
+
+def test_is_as_good_as_logistic_regression():
+  data = problem()
+  logits, epochs = probe.fit(CONFIG, data, seed=0)
+  assert logits.shape == (2, 300, 4)
+  assert all(1 <= epoch <= 60 for epoch in epochs)
+  x, y = data["train"]
+  mean, deviation = x.mean(0), x.std(0)
+  scale = lambda v: (v - mean) / deviation
+  test, labels = data["test"]
+  peer = np.stack(
+    [
+      LogisticRegression().fit(scale(x), y[:, t]).decision_function(scale(test))
+      for t in range(4)
+    ],
+    axis=1,
+  )
+  for one in logits:
+    assert macro_map(labels, one) > macro_map(labels, peer) - 0.01
+
+
+def test_hidden_layers_solve_what_a_line_cannot():
+  rng = np.random.default_rng(0)
+
+  def draw(items):
+    x = rng.uniform(-1, 1, (items, 2)).astype(np.float32)
+    return x, (x[:, :1] * x[:, 1:] > 0)  # exclusive or
+
+  data = {"train": draw(2000), "validation": draw(300), "test": draw(300)}
+  labels = data["test"][1]
+  line, _ = probe.fit(CONFIG, data, seed=0)
+  curve, _ = probe.fit(CONFIG | {"hidden": (32,)}, data, seed=0)
+  assert macro_map(labels, line[0]) < 0.75
+  assert macro_map(labels, curve[0]) > 0.95
+
+
+def test_validation_alone_picks_the_epoch():
+  data = problem()
+  logits, epochs = probe.fit(CONFIG, data, seed=0)
+  x, y = data["test"]
+  other = data | {"test": (x[::-1], ~y)}
+  reversed_logits, same_epochs = probe.fit(CONFIG, other, seed=0)
+  assert same_epochs == epochs
+  np.testing.assert_allclose(
+    reversed_logits[:, ::-1], logits, rtol=1e-4, atol=1e-4
+  )
+
+
+def test_seeds_differ_and_repeat():
+  data = problem()
+  one, _ = probe.fit(CONFIG, data, seed=0)
+  again, _ = probe.fit(CONFIG, data, seed=0)
+  shifted, _ = probe.fit(CONFIG, data, seed=1)
+  np.testing.assert_array_equal(one, again)
+  assert not np.allclose(one[0], one[1])
+  np.testing.assert_allclose(shifted[0], one[1], rtol=1e-4, atol=1e-4)
+
+
+def test_dead_features_do_no_harm():
+  data = problem()
+  dead = {
+    split: (np.concatenate([x, np.full_like(x[:, :3], 7)], axis=1), y)
+    for split, (x, y) in data.items()
+  }
+  logits, _ = probe.fit(CONFIG, dead, seed=0)
+  assert np.isfinite(logits).all()
+
+
+def test_summary_names_what_is_left_out():
+  rng = np.random.default_rng(0)
+  labels = rng.random((30, 3)) < 0.5
+  labels[:, 1] = False
+  logits = rng.standard_normal((2, 30, 3))
+  found = probe.summarise(labels, logits, ["a", "b", "c"], resamples=20)
+  assert found["left_out"] == ["b"]
+  assert set(found["per_tag"]) == {"a", "c"}
+  for name, value in found["test"].items():
+    assert value == pytest.approx(np.mean(found["by_seed"][name]))
+    low, high = found["interval"][name]
+    assert 0 <= low < high <= 1
+  with pytest.raises(InputError, match="larger test split"):
+    probe.summarise(labels[:, 1:2], logits[..., 1:2], ["b"], resamples=20)
+
+
+def test_chosen_segments_are_spread_over_the_track(data_dir):
+  tracks = Tracks("tiny", ("train",), data_dir)
+  every = features.choose_segments(tracks, 0.5, None)
+  some = features.choose_segments(tracks, 0.5, 3)
+  for track in range(len(tracks)):
+    whole = every[every[:, 0] == track, 1]
+    few = some[some[:, 0] == track, 1]
+    assert len(few) == 3
+    assert set(few) <= set(whole)
+    assert few[0] == whole[0]
+    assert few[-1] == whole[-1]
+  assert not len(features.choose_segments(tracks, 30.0, None))
+
+
+@pytest.fixture(scope="module")
+def pretrained(data_dir, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "pretrained"
+  train.train(tiny.pretraining(data_dir), folder)
+  return folder
+
+
+@pytest.mark.parametrize("encoder", ["random", "mel", "pretrained"])
+def test_end_to_end(data_dir, tmp_path, request, encoder, capsys):
+  config = tiny.probing(data_dir)
+  config.encoder = encoder
+  if encoder == "pretrained":
+    config.encoder = str(request.getfixturevalue("pretrained"))
+  scores = probe.probe(config, tmp_path)
+  assert json.loads((tmp_path / "scores.json").read_text()) == scores
+  assert scores["tracks"] == {"train": 24, "validation": 8, "test": 8}
+  assert scores["left_out"] == []
+  assert set(scores["per_tag"]) == set(tiny.TAGS)
+  if encoder == "mel":  # high and low tones differ in nothing as much
+    assert scores["test"]["map_macro"] > 0.9
+  if encoder == "pretrained":
+    assert (scores["pretext"], scores["step"]) == ("contrastive", 12)
+  printed = capsys.readouterr().out
+  assert f"{scores['test']['map_macro']:.3f}" in printed
+  again = probe.probe(config, tmp_path / "again")
+  assert again["test"] == scores["test"]
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"data.tags": "colour---"}, "no tags that begin with colour---"),
+    ({"encoder": "/absent"}, "no run in /absent"),
+    ({"embed_batch": 12}, "does not divide over 8 devices"),
+  ],
+)
+def test_mistakes_are_explained(data_dir, tmp_path, fields, message):
+  config = tiny.probing(data_dir)
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(InputError, match=message):
+    probe.probe(config, tmp_path)
+
+
+def test_tags_are_chosen_by_prefix(data_dir, tmp_path):
+  config = tiny.probing(data_dir)
+  config.encoder = "mel"
+  config.data.tags = "pitch---"
+  scores = probe.probe(config, tmp_path)
+  assert set(scores["per_tag"]) == {"pitch---high", "pitch---low"}
