@@ -19,8 +19,10 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config.pretext.temperature = 0.1
   config.pretext.head = (1024, 1024, 2048)
   if preset == "laptop":
+    config.pretext.temperature = 0.2
     config.pretext.head = (512, 512, 256)
     config.optimizer.learning_rate = 2e-3
+    config.optimizer.final_weight_decay = 0.04
     config.augment.gain = 6.0
-    config.augment.equaliser = 2.0
+    config.augment.equaliser = 3.0
   return config

@@ -33,7 +33,7 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   config.data.workers = 8  # processes that read; 0: threads of this one
   for duration in ("total", "warmup", "save_every", "log_every"):
     for unit in _UNITS:
-      config[f"{duration}_{unit}"] = config_dict.placeholder(int)
+      config[f"{duration}_{unit}"] = 0  # not given in this unit
   config.optimizer = ConfigDict(
     {
       "learning_rate": 1e-3,  # peak; the published code leaves it open
@@ -46,11 +46,10 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   )
   if preset == "laptop":
     config.batch = 48
-    config.data.gap = 2.1
     config.data.workers = 0
-    config.total_steps = 600
-    config.warmup_steps = 50
-    config.save_every_steps = 100
+    config.total_steps = 200
+    config.warmup_steps = 20
+    config.save_every_steps = 50
     config.log_every_steps = 10
   else:
     config.total_steps = 999 * 512
@@ -94,19 +93,18 @@ def probing(preset: str = "laptop") -> ConfigDict:
 
 def duration(
   config: ConfigDict, name: str, *, batch: int, steps_per_epoch: int
-) -> int | None:
+) -> int:
   """Returns a duration in steps, whichever unit the config gives it in.
 
   Args:
     config: with `{name}_steps`, `{name}_epochs` and `{name}_examples`, of
-      which one at most is set.
+      which one at most is not 0.
     name: "total", "warmup", "save_every", …
     batch: examples (tracks) a step.
     steps_per_epoch: steps in which every track is drawn from once.
 
   Returns:
-    steps, rounded up to at least 1 where the duration is positive; None where
-    it is not given.
+    steps, rounded up; 0 where the duration is not given.
 
   Raises:
     InputError: it is given in two units, or negative.
@@ -114,15 +112,15 @@ def duration(
   given = {
     unit: config[f"{name}_{unit}"]
     for unit in _UNITS
-    if config.get(f"{name}_{unit}") is not None
+    if config[f"{name}_{unit}"]
   }
   if not given:
-    return None
+    return 0
   if len(given) > 1:
     names = " and ".join(f"{name}_{unit}" for unit in given)
     raise InputError(
       f"the config gives {names}: keep one, and unset the other with"
-      f" --config.{name}_{next(iter(given))}=None"
+      f" --config.{name}_{next(iter(given))}=0"
     )
   ((unit, value),) = given.items()
   if value < 0:
@@ -189,6 +187,5 @@ def _common(preset: str) -> ConfigDict:
     }
   )
   if preset == "laptop":
-    config.model.update({"width": 8, "output": 512})
-    config.data.seconds = 2.1
+    config.model.update({"depths": (1, 1, 1, 1), "output": 512})
   return config

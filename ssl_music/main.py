@@ -46,7 +46,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   try:
     remaining = flags.FLAGS(argv)
     if _CONFIG.value is not None:
-      len(_CONFIG.value)  # a config file that is missing raises only here
+      _ = _CONFIG.value.job  # a config file that is missing raises only here
   except (
     AttributeError,
     KeyError,

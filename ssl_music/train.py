@@ -299,7 +299,6 @@ def _lengths(config: ConfigDict, steps_per_epoch: int) -> dict[str, int]:
         f"the config gives no {name}: set one of --config.{name}_steps,"
         f" --config.{name}_epochs and --config.{name}_examples to 1 or more"
       )
-  lengths["warmup"] = lengths["warmup"] or 0
   if lengths["warmup"] >= lengths["total"]:
     raise InputError(
       f"the warm-up of {lengths['warmup']} steps is not shorter than the"

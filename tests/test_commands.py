@@ -135,7 +135,7 @@ def test_from_a_folder_to_scores(environment, library, tmp_path):
     f"--workdir={pretrained}",
     *PRETRAIN,
     *config,
-    "--config.total_steps=None",
+    "--config.total_steps=0",
     "--config.total_epochs=4",
     "--config.data.workers=1",
   )

@@ -7,7 +7,7 @@ from ssl_music.errors import InputError
 @pytest.fixture
 def config():
   config = defaults.pretraining()
-  config.total_steps = None
+  config.total_steps = 0
   return config
 
 
@@ -29,11 +29,11 @@ def test_durations_in_any_unit(config, unit, value, steps):
 
 def test_no_duration_and_two_of_them(config):
   get = lambda: defaults.duration(config, "total", batch=1, steps_per_epoch=1)
-  assert get() is None
+  assert get() == 0
   config.total_steps, config.total_epochs = 1, 2
-  with pytest.raises(InputError, match=r"unset .* --config.total_steps=None"):
+  with pytest.raises(InputError, match=r"unset .* --config.total_steps=0"):
     get()
-  config.total_steps, config.total_epochs = -1, None
+  config.total_steps, config.total_epochs = -1, 0
   with pytest.raises(InputError, match="negative"):
     get()
 

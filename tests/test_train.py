@@ -1,5 +1,6 @@
 import functools
 import json
+import re
 import signal
 
 import jax
@@ -145,7 +146,6 @@ def test_mixing_needs_groups_on_every_device(data_dir, tmp_path):
     ({"batch": 12}, "does not divide over 8 devices.* to 8 or 16"),
     ({"views": 1}, "1 views"),
     ({"warmup_steps": 12}, "not shorter than the 12 steps"),
-    ({"total_steps": None}, "gives no total"),
     ({"total_steps": 0}, "gives no total"),
     ({"total_epochs": 2}, "total_steps and total_epochs"),
     ({"pretext.name": "jigsaw"}, "no pretext task 'jigsaw'"),
@@ -206,9 +206,15 @@ def stepped(mapping):
 def test_devices_make_no_difference(mapping):
   one, other = stepped(1), stepped(mapping)
 
-  def compare(a, b):
-    assert np.linalg.norm(a - b) <= 1e-5 * max(np.linalg.norm(a), 1e-3)
+  def compare(path, a, b):
+    # A softmax ignores what the keys' bias adds to all its scores, and the
+    # head's batch norm what the others add to all embeddings: their gradients
+    # are nothing but rounding, which AdamW scales up.
+    name = jax.tree_util.keystr(path)
+    if not re.search(r"\['[kvc]_proj'\]\['bias'\]", name):
+      distance = np.linalg.norm(a - b)
+      assert distance <= 1e-5 * max(np.linalg.norm(a), 1e-3), name
 
   # Parameters, batch statistics, both of AdamW's moments (which hold the
   # gradients), loss and gradient norm, and every item's embedding.
-  jax.tree.map(compare, one, other)
+  jax.tree_util.tree_map_with_path(compare, one, other)

@@ -77,6 +77,8 @@ def probing(data_dir, **fields):
   config = shrink(defaults.probing())
   config.data.data_dir = str(data_dir)
   config.embed_batch = 16
-  config.probe.update({"epochs": 20, "seeds": 2, "resamples": 50})
+  config.probe.update(
+    {"epochs": 20, "learning_rate": 1e-2, "seeds": 2, "resamples": 50}
+  )
   config.update(fields)
   return config
