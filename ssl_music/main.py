@@ -47,10 +47,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     remaining = flags.FLAGS(argv)
     if _CONFIG.value is not None:
       _ = _CONFIG.value.job  # a config file that is missing raises only here
+  except OSError as error:
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    raise InputError(
+      f"no config file {file}: give one of configs/, or your own"
+    ) from error
   except (
     AttributeError,
     KeyError,
-    OSError,
     TypeError,
     ValueError,
     flags.Error,

@@ -98,7 +98,7 @@ def library(tmp_path_factory):
     path.parent.mkdir(exist_ok=True)
     soundfile.write(path, wave, 16_000)
     tag = "low" if index % 2 else "high"
-    rows.append((name, f"artist {index % 12}", f"pitch---{tag}"))
+    rows.append((name, f"artist {index // 2}", f"pitch---{tag}"))
   (source / "broken.mp3").write_bytes(b"not audio at all" * 100)
   (source / "empty.flac").write_bytes(b"")
   soundfile.write(source / "unnamed.wav", wave, 16_000)
