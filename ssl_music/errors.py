@@ -29,6 +29,9 @@ def report(command: Callable[[], int | None]) -> None:
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     code = 2
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    code = 130
   except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
     sys.stderr.close()
     code = 141

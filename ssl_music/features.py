@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ssl_music import checkpoint, encoder, parallel, progress, workdir
 from ssl_music.data import audio, pipeline, segments
 from ssl_music.data.tracks import Tracks
+from ssl_music.errors import InputError, explained
 
 # Batches of training segments from which the untrained network takes its batch
 # statistics: with the initial ones, its activations explode with depth.
@@ -41,9 +42,13 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
   seconds = config.data.seconds
   if config.encoder == "mel":
     embed = lambda waveform: mel_statistics(settings, waveform)
+    with explained():
+      samples = round(seconds * audio.SAMPLE_RATE)
+      jax.eval_shape(embed, jax.ShapeDtypeStruct((1, samples), jnp.int16))
     return Encoder(embed, seconds, {"encoder": "mel"})
   if config.encoder == "random":
-    variables = _random_variables(settings, calibration)
+    with explained():
+      variables = _random_variables(settings, calibration)
     described = {"encoder": "random", "seed": config.seed}
   else:
     folder = Path(config.encoder)
@@ -63,28 +68,26 @@ def mel_statistics(config: Mapping, waveform: jax.Array) -> jax.Array:
   return jnp.concatenate([mel.mean(-1), mel.std(-1)], axis=-1)
 
 
-def embed_tracks(
+def embed_segments(
   frozen: Encoder,
   tracks: Tracks,
+  where: np.ndarray,
   *,
   batch: int,
-  most: int | None = None,
-  mesh: Mesh | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Embeds the sounding segments of every track.
+  mesh: Mesh,
+) -> np.ndarray:
+  """Embeds segments of tracks.
 
   Args:
     frozen: the encoder.
-    tracks: to embed.
+    tracks: that the segments are of.
+    where: of `choose_segments`, int64 [segments, 2].
     batch: segments a batch, a multiple of the devices.
-    most: segments of a track at most, evenly spaced; None takes all.
-    mesh: of devices; None takes all.
+    mesh: of devices.
 
   Returns:
-    embeddings, float32 [segments, D], and the track of each, int64 [segments].
+    float32 [segments, D].
   """
-  mesh = mesh or parallel.make_mesh()
-  where = choose_segments(tracks, frozen.seconds, most)
   batches = pipeline.segment_batches(
     tracks, where, seconds=frozen.seconds, batch=batch
   )
@@ -100,7 +103,7 @@ def embed_tracks(
     full = np.zeros((batch, part.shape[1]), part.dtype)
     full[: len(part)] = part
     parts.append(np.asarray(embed(parallel.shard(full, mesh, 0)))[: len(part)])
-  return np.concatenate(parts), where[:, 0]
+  return np.concatenate(parts)
 
 
 def choose_segments(
@@ -115,6 +118,9 @@ def choose_segments(
 
   Returns:
     int64 [segments, 2]: track and start (in blocks).
+
+  Raises:
+    InputError: every track is shorter than a segment.
   """
   length = pipeline.blocks(seconds)
   rows = []
@@ -123,6 +129,12 @@ def choose_segments(
     if most is not None and len(starts) > most:
       starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
     rows += [(track, start) for start in starts]
+  if not rows:
+    raise InputError(
+      f"no track in {' or '.join(sorted(set(tracks.splits)))} of {tracks.name}"
+      f" is as long as the encoder's segments of {seconds:g} s: prepare longer"
+      " tracks"
+    )
   return np.array(rows, np.int64).reshape(-1, 2)
 
 

@@ -55,20 +55,27 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   folder = Path(folder)
   mesh = parallel.make_mesh()
   parallel.check_divides(config.embed_batch, mesh.size)
+  demo.ensure(config.data.name, config.data.data_dir)
+  parts = {
+    split: Tracks(config.data.name, (split,), config.data.data_dir)
+    for split in SPLITS
+  }
+  tags = _choose_tags(config, parts)
+  frozen = features.load_encoder(config, parts["train"])
+  where = {
+    split: features.choose_segments(
+      part, frozen.seconds, config.probe.segments if split == "train" else None
+    )
+    for split, part in parts.items()
+  }
+  # From here on something is written.
   with workdir.claim(folder, config.to_dict()):
-    demo.ensure(config.data.name, config.data.data_dir)
-    parts = {
-      split: Tracks(config.data.name, (split,), config.data.data_dir)
-      for split in SPLITS
-    }
-    tags = _choose_tags(config, parts["train"])
-    frozen = features.load_encoder(config, parts["train"])
     data, tracks = {}, {}
     for split, part in parts.items():
-      most = config.probe.segments if split == "train" else None
-      vectors, owners = features.embed_tracks(
-        frozen, part, batch=config.embed_batch, most=most, mesh=mesh
+      vectors = features.embed_segments(
+        frozen, part, where[split], batch=config.embed_batch, mesh=mesh
       )
+      owners = where[split][:, 0]
       used = np.unique(owners)  # a track shorter than a segment has none
       labels = part.labels[:, [part.tags.index(tag) for tag in tags]]
       if split == "train":
@@ -112,9 +119,6 @@ def fit(
 
   Returns:
     test logits, [seeds, M, T], and the epoch chosen for each seed, from 1.
-
-  Raises:
-    InputError: no tag has both positives and negatives in validation.
   """
   x, y = data["train"]
   mean, deviation = x.mean(axis=0), x.std(axis=0)
@@ -133,11 +137,6 @@ def fit(
       _macro_map(labels, scores)
       for scores in np.asarray(apply({"params": history}, scale(validation)))
     ]
-    if not np.isfinite(quality).all():
-      raise InputError(
-        "no tag has both a track with it and one without it in validation:"
-        " prepare a larger validation split"
-      )
     best = int(np.argmax(quality))
     epochs.append(best + 1)
     chosen = jax.tree.map(lambda leaf, e=best: leaf[e], history)
@@ -163,12 +162,9 @@ def summarise(
     "per_tag": {tag: {"ap", "roc_auc", "positives"}}, "left_out": [tags]}.
 
   Raises:
-    InputError: no tag has positives and negatives among the test tracks.
+    ValueError: no tag has positives and negatives among the test tracks.
   """
-  try:
-    scored = [metrics.scores(labels, one, tags) for one in logits]
-  except ValueError as error:
-    raise InputError(f"{error}: prepare a larger test split") from error
+  scored = [metrics.scores(labels, one, tags) for one in logits]
   names = ("map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro")
   # Every seed with the same resamples, whose scores are then averaged.
   drawn = [
@@ -221,17 +217,26 @@ def table(scores: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _choose_tags(config: ConfigDict, tracks: Tracks) -> list[str]:
+def _choose_tags(config: ConfigDict, parts: Mapping[str, Tracks]) -> list[str]:
+  """Returns the tags to probe; finds what would leave nothing to score."""
+  known = parts["train"].tags
   prefixes = tuple(p for p in config.data.tags.split(",") if p) or ("",)
-  tags = [tag for tag in tracks.tags if tag.startswith(prefixes)]
-  if not tags:
+  columns = [i for i, tag in enumerate(known) if tag.startswith(prefixes)]
+  if not columns:
     raise InputError(
       f"data set {config.data.name} has no tags"
-      + (f" that begin with {config.data.tags}" if tracks.tags else "")
+      + (f" that begin with {config.data.tags}" if known else "")
       + ": prepare it with a manifest that has some, or choose others with"
       " --config.data.tags"
     )
-  return tags
+  for split in ("validation", "test"):
+    share = parts[split].labels[:, columns].mean(axis=0)
+    if not ((share > 0) & (share < 1)).any():
+      raise InputError(
+        f"no tag has both a track with it and one without it in {split} of"
+        f" {config.data.name}: prepare a larger split"
+      )
+  return [known[i] for i in columns]
 
 
 def _train(

@@ -64,16 +64,16 @@ def train(config: ConfigDict, folder: str | Path) -> State:
   lengths = _lengths(config, steps_per_epoch=len(batches))
   rates = learning_schedules(settings, lengths)
   optimizer = make_optimizer(settings, rates)
+  with explained():
+    state = parallel.replicate(init_state(settings, optimizer), mesh)
+    run_step = _compile(settings, optimizer, mesh, state)
+  # From here on something is written.
   with (
     workdir.claim(folder, settings),
     checkpoint.open_run(folder) as saved,
     workdir.stop_on_signals() as stop_requested,
   ):
-    with explained():
-      fresh = init_state(settings, optimizer)
-      state = parallel.replicate(fresh, mesh)
-      state = checkpoint.restore(saved, state) or state
-      run_step = _compile(settings, optimizer, mesh, state)
+    state = checkpoint.restore(saved, state) or state
     first, total = int(state["step"]), lengths["total"]
     waveforms = pipeline.iterate(batches.repeat()[first:], config.data.workers)
     with workdir.open_metrics(folder, first) as write:
@@ -338,15 +338,16 @@ class _Log:
     """Writes an entry.
 
     Raises:
-      InputError: a loss since the last one was not finite.
+      InputError: loss or gradient was not finite since the last one.
     """
     fetched = jax.device_get(self._metrics)
     losses = [float(metrics["loss"]) for metrics in fetched]
-    not_finite = np.flatnonzero(~np.isfinite(losses))
-    if not_finite.size:
+    # A gradient that is not finite has spoilt the parameters, too.
+    sound = [np.isfinite(m["loss"] + m["gradient_norm"]) for m in fetched]
+    if not all(sound):
       raise InputError(
-        f"the loss became {losses[not_finite[0]]} at step"
-        f" {step - len(losses) + 1 + not_finite[0]}, training has diverged:"
+        "loss or gradient is no finite number at step"
+        f" {step - len(sound) + 1 + sound.index(False)}, training has diverged:"
         " lower --config.optimizer.learning_rate or lengthen the warm-up, in a"
         " new workdir"
       )

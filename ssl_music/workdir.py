@@ -1,7 +1,6 @@
 """What a run leaves in its workdir, and who may write there."""
 
 import contextlib
-import fcntl
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from tensorboardX import SummaryWriter
 
 from ssl_music.config import difference
 from ssl_music.errors import InputError
+from ssl_music.lock import hold
 
 # What may change when a run is resumed: it does not change its numbers.
 FREE = ("data.data_dir", "data.workers", "log_every_")
@@ -44,22 +44,7 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     InputError: it holds a run of another config, or another process has it.
   """
   config = json.loads(json.dumps(config))  # tuples become lists, as in the file
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
-  except OSError as error:
-    raise InputError(
-      f"cannot write to the workdir {folder} ({error.strerror}): give another"
-      " --workdir"
-    ) from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise InputError(
-        f"another process runs in the workdir {folder}: wait for it, or give"
-        " another --workdir"
-      ) from error
+  with hold(folder, "running in", "give another --workdir"):
     file = folder / "config.json"
     if file.exists():
       changed = [

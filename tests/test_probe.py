@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from ssl_music import features, probe, train
+from ssl_music.data import writer
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 
@@ -121,7 +122,7 @@ def test_summary_names_what_is_left_out():
     assert value == pytest.approx(np.mean(found["by_seed"][name]))
     low, high = found["interval"][name]
     assert 0 <= low < high <= 1
-  with pytest.raises(InputError, match="larger test split"):
+  with pytest.raises(ValueError, match="nothing to score"):
     probe.summarise(labels[:, 1:2], logits[..., 1:2], ["b"], resamples=20)
 
 
@@ -136,7 +137,8 @@ def test_chosen_segments_are_spread_over_the_track(data_dir):
     assert set(few) <= set(whole)
     assert few[0] == whole[0]
     assert few[-1] == whole[-1]
-  assert not len(features.choose_segments(tracks, 30.0, None))
+  with pytest.raises(InputError, match=r"no track .* as long as .* 30 s"):
+    features.choose_segments(tracks, 30.0, None)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,9 @@ def test_end_to_end(data_dir, tmp_path, request, encoder, capsys):
   [
     ({"data.tags": "colour---"}, "no tags that begin with colour---"),
     ({"encoder": "/absent"}, "no run in /absent"),
+    ({"data.seconds": 30.0}, "no track in train of tiny is as long"),
+    ({"frontend.hop": 500}, "multiple of hop"),
+    ({"model.heads": 3}, "heads"),
     ({"embed_batch": 12}, "does not divide over 8 devices"),
   ],
 )
@@ -180,6 +185,17 @@ def test_mistakes_are_explained(data_dir, tmp_path, fields, message):
   config.update_from_flattened_dict(fields)
   with pytest.raises(InputError, match=message):
     probe.probe(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_splits_without_contrast_are_explained(tmp_path):
+  rows = [track for track in tiny.tracks() if track["split"] != "test"]
+  same = next(track for track in tiny.tracks() if track["split"] == "test")
+  writer.write(
+    "tiny", [*rows, same], tiny.waveform, tags=tiny.TAGS, data_dir=tmp_path
+  )
+  with pytest.raises(InputError, match="without it in test of tiny"):
+    probe.probe(tiny.probing(tmp_path), tmp_path / "run")
 
 
 def test_tags_are_chosen_by_prefix(data_dir, tmp_path):

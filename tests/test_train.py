@@ -117,7 +117,7 @@ def test_a_busy_workdir_is_refused(unbroken):
   config, folder, _ = unbroken
   with (
     workdir.claim(folder, config.to_dict()),
-    pytest.raises(InputError, match="another process runs"),
+    pytest.raises(InputError, match="another process is running in"),
   ):
     train.train(config, folder)
 
@@ -161,6 +161,7 @@ def test_mistakes_are_explained(data_dir, tmp_path, fields, message):
   config.update_from_flattened_dict(fields)
   with pytest.raises(InputError, match=message):
     train.train(config, tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 @functools.cache

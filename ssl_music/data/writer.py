@@ -13,9 +13,7 @@ it, need TensorFlow for their temporary files; its sequential writer streams.
 Only this module writes data sets.
 """
 
-import contextlib
 import csv
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ import tensorflow_datasets as tfds
 from ssl_music import progress
 from ssl_music.data import audio, workers
 from ssl_music.errors import InputError
+from ssl_music.lock import hold
 
 CHUNK_SECONDS = 4
 CHUNK = CHUNK_SECONDS * audio.SAMPLE_RATE
@@ -81,8 +80,7 @@ def write(
       f"data set {name} exists at {folder}: choose another --name, or replace"
       " it with --overwrite"
     )
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with _lock(folder.parent, name):
+  with hold(folder.parent, "preparing", "choose another --name"):
     for leftover in folder.parent.glob("incomplete.*"):
       shutil.rmtree(leftover)  # of a run that was killed
     unfinished = folder.with_name(f"incomplete.{VERSION}")
@@ -243,17 +241,3 @@ def _write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
     table = csv.writer(file)
     table.writerow(("path", "reason"))
     table.writerows(skipped)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, name: str) -> Iterator[None]:
-  """Holds the data set for this process; the lock dies with the process."""
-  with (folder / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise InputError(
-        f"another process is preparing {name} in {folder}: wait for it, or"
-        " choose another --name"
-      ) from error
-    yield
