@@ -5,6 +5,12 @@ Tagging" (ICASSP 2024, arXiv:2404.09177).
 
   python -m ssl_music.main --config=configs/contrastive.py --workdir=DIR
   python -m ssl_music.main --config=configs/contrastive.py:paper --workdir=DIR
+
+"laptop": @LAPTOPTIME@ on two CPU cores with the demo music, whose test mAP
+(macro) then is @LAPTOPSCORE@ (README.md).
+"paper": 999 x 512 steps of 128 pairs, for a GPU or TPU; never run to its end
+here. The paper's encoder, after 4 million tracks, reached .4303 on
+MagnaTagATune and .2435 on MTG-Jamendo's top-50 tags.
 """
 
 from ml_collections import ConfigDict
@@ -16,13 +22,6 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   """Returns the config of a preset, "laptop" or "paper"."""
   config = defaults.pretraining(preset)
   config.pretext.name = "contrastive"
-  config.pretext.temperature = 0.1
-  config.pretext.head = (1024, 1024, 2048)
-  if preset == "laptop":
-    config.pretext.temperature = 0.2
-    config.pretext.head = (512, 512, 256)
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.final_weight_decay = 0.04
-    config.augment.gain = 6.0
-    config.augment.equaliser = 3.0
+  # As published; on the demo music 0.2 was tried with success, 0.1 without.
+  config.pretext.temperature = 0.1 if preset == "paper" else 0.2
   return config

@@ -23,7 +23,8 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   """
   config = _common(preset)
   config.job = "pretrain"
-  config.pretext = ConfigDict()  # name and hyper-parameters of the task
+  config.pretext = ConfigDict()  # name and hyper-parameters of the task, and:
+  config.pretext.head = (1024, 1024, 2048)  # sizes of the projection head
   config.augment = ConfigDict(augment.DEFAULTS)
   config.views = 2
   config.batch = 128  # tracks, so views × batch segments
@@ -46,6 +47,11 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   )
   if preset == "laptop":
     config.batch = 48
+    config.pretext.head = (512, 512, 256)
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.final_weight_decay = 0.04
+    config.augment.gain = 6.0
+    config.augment.equaliser = 3.0
     config.data.workers = 0
     config.total_steps = 200
     config.warmup_steps = 20

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import json
 import re
 import signal
@@ -131,6 +132,17 @@ def test_divergence_stops_with_a_word(data_dir, tmp_path):
   step, state = checkpoint.load(tmp_path)
   assert step < 12
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "vicreg"])
+def test_other_tasks_learn(data_dir, tmp_path, name):
+  get_config = importlib.import_module(f"configs.{name}").get_config
+  config = tiny.pretraining(data_dir)
+  config.pretext = get_config().pretext
+  config.pretext.head = (16, 8)
+  train.train(config, tmp_path)
+  found = losses(tmp_path)
+  assert found[12] < found[2]
 
 
 def test_mixing_needs_groups_on_every_device(data_dir, tmp_path):

@@ -56,9 +56,8 @@ def shrink(config):
 def pretraining(data_dir, **fields):
   """A pre-training config of 12 steps; `fields` replace some."""
   config = shrink(defaults.pretraining())
-  config.pretext.update(
-    {"name": "contrastive", "temperature": 0.1, "head": (16, 8)}
-  )
+  config.pretext.update({"name": "contrastive", "temperature": 0.1})
+  config.pretext.head = (16, 8)
   config.data.gap = 1.0
   config.data.data_dir = str(data_dir)
   config.batch = 16
