@@ -34,7 +34,9 @@ def open_run(
   keep = checkpoint_managers.AnyPreservationPolicy(
     [
       checkpoint_managers.LatestN(1),
-      checkpoint_managers.BestN(get_metric_fn=quality, n=1),
+      checkpoint_managers.BestN(
+        get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False
+      ),
     ]
   )
   options = ocp.CheckpointManagerOptions(
@@ -44,15 +46,25 @@ def open_run(
     read_only=read_only,
   )
   folder = Path(workdir).absolute() / _FOLDER
-  with ocp.CheckpointManager(folder, options=options) as manager:
+  with _readable(folder):
+    manager = ocp.CheckpointManager(folder, options=options)
+  with manager:
     yield manager
 
 
 def save(
-  manager: ocp.CheckpointManager, step: int, state: Any, loss: float
+  manager: ocp.CheckpointManager, step: int, state: Any, loss: float | None
 ) -> None:
-  """Saves in the background; the state may be changed as soon as it returns."""
-  manager.save(step, args=ocp.args.StandardSave(state), metrics={"loss": loss})
+  """Saves in the background; the state may be changed as soon as it returns.
+
+  Args:
+    manager: of `open_run`.
+    step: the number of steps done.
+    state: a tree of arrays.
+    loss: by which the best is chosen; None keeps it out of that choice.
+  """
+  metrics = None if loss is None else {"loss": loss}
+  manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
@@ -101,7 +113,10 @@ def load(workdir: Path, which: str | int = "latest") -> tuple[int, dict]:
   path = folder / str(chosen) / "default"
   handler = ocp.PyTreeCheckpointHandler()
   with _readable(path), ocp.Checkpointer(handler) as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+      raise ValueError("its files are missing or damaged")
+    tree = metadata.tree
     network = {key: tree[key] for key in ("params", "batch_stats")}
     as_numpy = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), network

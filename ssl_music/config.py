@@ -1,6 +1,8 @@
 """The defaults that every config starts from, its presets, and durations."""
 
+import functools
 import math
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
@@ -136,6 +138,30 @@ def duration(
   if unit == "epochs":
     return value * steps_per_epoch
   return math.ceil(value / batch)
+
+
+def check_numbers(
+  config: ConfigDict,
+  positive: Sequence[str],
+  not_negative: Sequence[str] = ("seed",),
+) -> None:
+  """Checks whole numbers of a config.
+
+  Args:
+    config: the config.
+    positive: fields that must be 1 or more, dotted where nested.
+    not_negative: fields that must be 0 or more.
+
+  Raises:
+    InputError: with the field, its value and its range.
+  """
+  for least, names in ((1, positive), (0, not_negative)):
+    for name in names:
+      value = functools.reduce(getattr, name.split("."), config)
+      if value < least:
+        raise InputError(
+          f"--config.{name}={value} is too small: give {least} or more"
+        )
 
 
 def difference(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -11,10 +11,10 @@ class InputError(Exception):
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-  """Makes an `InputError` of a ValueError that a config's value causes."""
+  """Makes an `InputError` of what a config's wrong value raises."""
   try:
     yield
-  except ValueError as error:
+  except (TypeError, ValueError) as error:
     raise InputError(f"{error}: change the config") from error
 
 

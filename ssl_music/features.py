@@ -1,6 +1,6 @@
 """Embeddings of a data set's segments by a frozen encoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,29 +70,32 @@ def mel_statistics(config: Mapping, waveform: jax.Array) -> jax.Array:
 
 def embed_segments(
   frozen: Encoder,
-  tracks: Tracks,
-  where: np.ndarray,
+  parts: Iterable[tuple[Tracks, np.ndarray]],
   *,
   batch: int,
   mesh: Mesh,
-) -> np.ndarray:
+) -> Iterator[np.ndarray]:
   """Embeds segments of tracks.
 
   Args:
     frozen: the encoder.
-    tracks: that the segments are of.
-    where: of `choose_segments`, int64 [segments, 2].
+    parts: tracks, and which segments of them (of `choose_segments`).
     batch: segments a batch, a multiple of the devices.
     mesh: of devices.
 
-  Returns:
-    float32 [segments, D].
+  Yields:
+    float32 [segments, D] for each of `parts`.
   """
-  batches = pipeline.segment_batches(
-    tracks, where, seconds=frozen.seconds, batch=batch
-  )
   divided = PartitionSpec(parallel.AXIS)
   embed = parallel.map_step(frozen.embed, mesh, (divided,), divided)
+  for tracks, where in parts:
+    yield _embed(embed, frozen.seconds, tracks, where, batch, mesh)
+
+
+def _embed(embed, seconds, tracks, where, batch, mesh) -> np.ndarray:
+  batches = pipeline.segment_batches(
+    tracks, where, seconds=seconds, batch=batch
+  )
   parts = []
   for part in progress.bar(
     pipeline.iterate(batches, workers=0),
@@ -164,10 +167,10 @@ def _random_variables(config: Mapping, tracks: Tracks) -> dict[str, Any]:
     seconds=config["data"]["seconds"],
     batch=config["embed_batch"],
   )
-  whole = (
-    len(where) // config["embed_batch"]
-  )  # a smaller one would compile anew
-  chosen = batches[: min(_CALIBRATION_BATCHES, max(whole, 1))]
+  # Whole batches, since a smaller one would compile anew; as often as it takes
+  # to forget the initial statistics (0.9^32 = 3 %).
+  whole = max(len(where) // config["embed_batch"], 1)
+  chosen = batches[:whole].repeat()[:_CALIBRATION_BATCHES]
   for waveform in pipeline.iterate(chosen, workers=0):
     variables = update(variables, waveform)
   return variables

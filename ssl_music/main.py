@@ -33,6 +33,11 @@ def main(argv: Sequence[str]) -> int:
       " --config=configs/contrastive.py --workdir=runs/contrastive"
     )
   logging.set_verbosity(logging.WARNING)
+  if _CONFIG.value.job not in JOBS:
+    raise InputError(
+      f"no job {_CONFIG.value.job!r}: set --config.job to one of"
+      f" {', '.join(JOBS)}"
+    )
   try:
     JOBS[_CONFIG.value.job](_CONFIG.value, _WORKDIR.value)
   except workdir.Stopped as stopped:
@@ -54,7 +59,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     ) from error
   except (
     AttributeError,
+    ImportError,
     KeyError,
+    SyntaxError,
     TypeError,
     ValueError,
     flags.Error,

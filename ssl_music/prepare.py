@@ -7,6 +7,8 @@ module too, and need none of it.
 import argparse
 import os
 import re
+import signal
+import sys
 from collections import Counter
 
 from ssl_music.errors import InputError, report
@@ -28,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
   from absl import logging
 
   logging.set_verbosity(logging.ERROR)
+  # As an exception, so that what is unfinished is removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   from ssl_music.data import demo, folder, tracks, writer
 
   if options.kind == "demo":

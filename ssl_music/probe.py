@@ -14,6 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ssl_music import features, metrics, parallel, workdir
+from ssl_music.config import check_numbers
 from ssl_music.data import demo
 from ssl_music.data.tracks import Tracks, fingerprint
 from ssl_music.errors import InputError
@@ -54,13 +55,15 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   """
   folder = Path(folder)
   mesh = parallel.make_mesh()
+  sizes = ("segments", "batch", "epochs", "seeds", "resamples")
+  positive = [f"probe.{name}" for name in sizes]
+  check_numbers(config, ["embed_batch", "frontend.hop", *positive])
   parallel.check_divides(config.embed_batch, mesh.size)
   demo.ensure(config.data.name, config.data.data_dir)
   parts = {
     split: Tracks(config.data.name, (split,), config.data.data_dir)
     for split in SPLITS
   }
-  tags = _choose_tags(config, parts)
   frozen = features.load_encoder(config, parts["train"])
   where = {
     split: features.choose_segments(
@@ -68,28 +71,34 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     )
     for split, part in parts.items()
   }
+  # A track shorter than a segment has none, and is not scored.
+  used = {split: np.unique(chosen[:, 0]) for split, chosen in where.items()}
+  labels = {split: part.labels[used[split]] for split, part in parts.items()}
+  columns = _choose_tags(config, parts["train"].tags, labels)
+  tags = [parts["train"].tags[column] for column in columns]
   # From here on something is written.
   with workdir.claim(folder, config.to_dict()):
-    data, tracks = {}, {}
-    for split, part in parts.items():
-      vectors = features.embed_segments(
-        frozen, part, where[split], batch=config.embed_batch, mesh=mesh
-      )
+    vectors = features.embed_segments(
+      frozen,
+      [(parts[split], where[split]) for split in SPLITS],
+      batch=config.embed_batch,
+      mesh=mesh,
+    )
+    data = {}
+    for split, x in zip(SPLITS, vectors, strict=True):
       owners = where[split][:, 0]
-      used = np.unique(owners)  # a track shorter than a segment has none
-      labels = part.labels[:, [part.tags.index(tag) for tag in tags]]
       if split == "train":
-        data[split] = vectors, labels[owners]
+        data[split] = x, parts[split].labels[owners][:, columns]
       else:
-        data[split] = _means(vectors, owners, len(part))[used], labels[used]
-      tracks[split] = len(used)
+        means = _means(x, owners, len(parts[split]))[used[split]]
+        data[split] = means, labels[split][:, columns]
     logits, epochs = fit(config.probe.to_dict(), data, seed=config.seed)
     scores = frozen.described | {
       "data": config.data.name,
       "fingerprint": fingerprint(
-        Tracks(config.data.name, SPLITS, config.data.data_dir), tags
+        [(s, parts[s].ids[track]) for s in SPLITS for track in used[s]], tags
       ),
-      "tracks": tracks,
+      "tracks": {split: len(tracks) for split, tracks in used.items()},
       "segments": {"train": len(data["train"][0])},
       "seeds": config.probe.seeds,
       "epochs": epochs,
@@ -126,8 +135,9 @@ def fit(
   scale = lambda v: (v - mean) / np.where(deviation > 1e-6, deviation, 1.0)
   model = Probe((*config["hidden"], y.shape[1]))
   keys = jax.vmap(jax.random.key)(seed + jnp.arange(config["seeds"]))
-  train = functools.partial(_train, model, config, scale(x), y)
-  params = jax.jit(jax.vmap(train))(keys)  # leaves [seeds, epochs, …]
+  # The data are arguments: as constants they would be part of the program.
+  train = jax.vmap(functools.partial(_train, model, config), (None, None, 0))
+  params = jax.jit(train)(scale(x), y, keys)  # leaves [seeds, epochs, …]
   apply = jax.jit(jax.vmap(model.apply, (0, None)))
   epochs, logits = [], []
   validation, labels = data["validation"]
@@ -217,26 +227,27 @@ def table(scores: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _choose_tags(config: ConfigDict, parts: Mapping[str, Tracks]) -> list[str]:
-  """Returns the tags to probe; finds what would leave nothing to score."""
-  known = parts["train"].tags
+def _choose_tags(
+  config: ConfigDict, tags: list[str], labels: Mapping[str, np.ndarray]
+) -> list[int]:
+  """Returns the columns to probe; finds what would leave nothing to score."""
   prefixes = tuple(p for p in config.data.tags.split(",") if p) or ("",)
-  columns = [i for i, tag in enumerate(known) if tag.startswith(prefixes)]
+  columns = [i for i, tag in enumerate(tags) if tag.startswith(prefixes)]
   if not columns:
     raise InputError(
       f"data set {config.data.name} has no tags"
-      + (f" that begin with {config.data.tags}" if known else "")
+      + (f" that begin with {config.data.tags}" if tags else "")
       + ": prepare it with a manifest that has some, or choose others with"
       " --config.data.tags"
     )
   for split in ("validation", "test"):
-    share = parts[split].labels[:, columns].mean(axis=0)
+    share = labels[split][:, columns].mean(axis=0)
     if not ((share > 0) & (share < 1)).any():
       raise InputError(
         f"no tag has both a track with it and one without it in {split} of"
         f" {config.data.name}: prepare a larger split"
       )
-  return [known[i] for i in columns]
+  return columns
 
 
 def _train(

@@ -23,9 +23,9 @@ from ssl_music import (
   workdir,
 )
 from ssl_music.augment import augment, resolve
-from ssl_music.config import duration
+from ssl_music.config import check_numbers, duration
 from ssl_music.data import audio, demo, pipeline
-from ssl_music.data.tracks import Tracks
+from ssl_music.data.tracks import Tracks, fingerprint
 from ssl_music.diagnostics import describe
 from ssl_music.errors import InputError, explained
 from ssl_music.models.frontend import frames
@@ -53,8 +53,13 @@ def train(config: ConfigDict, folder: str | Path) -> State:
   mesh = parallel.make_mesh()
   _check(config, mesh)
   demo.ensure(config.data.name, config.data.data_dir)
+  tracks = Tracks(config.data.name, config.data.splits, config.data.data_dir)
+  # Into the config that a resumed run must equal.
+  settings["data"]["fingerprint"] = fingerprint(
+    zip(tracks.splits, tracks.ids, map(str, tracks.samples), strict=True), ()
+  )
   batches = pipeline.pretraining_batches(
-    Tracks(config.data.name, config.data.splits, config.data.data_dir),
+    tracks,
     seconds=config.data.seconds,
     gap=config.data.gap,
     views=config.views,
@@ -88,7 +93,9 @@ def train(config: ConfigDict, folder: str | Path) -> State:
         if save or done % lengths["log_every"] == 0:
           log.write(done, embedding)
         if save:
-          checkpoint.save(saved, done, state, log.loss_since_save())
+          # What a signal asked for is off the grid, and no candidate for best.
+          loss = None if stop else log.loss_since_save()
+          checkpoint.save(saved, done, state, loss)
         if stop and done < total:
           raise workdir.Stopped(done, total, stop)
   return state
@@ -266,6 +273,7 @@ def _variables(params: Mapping, batch_stats: Mapping, name: str) -> dict:
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
   """Finds mistakes of the config that would be hard to read later."""
+  check_numbers(config, ("batch", "frontend.hop"), ("seed", "data.workers"))
   if config.pretext.name not in PRETEXTS:
     raise InputError(
       f"no pretext task {config.pretext.name!r}: set --config.pretext.name to"

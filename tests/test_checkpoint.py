@@ -33,6 +33,17 @@ def test_keeps_latest_and_best(run):
     assert sorted(manager.all_steps()) == [2, 4]
 
 
+def test_without_a_loss_it_is_latest_but_never_best(run):
+  with checkpoint.open_run(run) as manager:
+    checkpoint.save(manager, 5, state(5), None)
+  assert checkpoint.load(run, "latest")[0] == 5
+  assert checkpoint.load(run, "best")[0] == 2
+  with checkpoint.open_run(run) as manager:
+    checkpoint.save(manager, 6, state(6), 0.3)
+  with checkpoint.open_run(run) as manager:
+    assert sorted(manager.all_steps()) == [2, 6]
+
+
 @pytest.mark.parametrize(
   ("which", "step"), [("latest", 4), ("best", 2), (2, 2)]
 )

@@ -177,6 +177,9 @@ def test_end_to_end(data_dir, tmp_path, request, encoder, capsys):
     ({"data.seconds": 30.0}, "no track in train of tiny is as long"),
     ({"frontend.hop": 500}, "multiple of hop"),
     ({"model.heads": 3}, "heads"),
+    ({"probe.seeds": 0}, "probe.seeds=0 is too small"),
+    ({"probe.segments": -2}, "probe.segments=-2 is too small"),
+    ({"embed_batch": 0}, "embed_batch=0 is too small"),
     ({"embed_batch": 12}, "does not divide over 8 devices"),
   ],
 )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ssl_music import checkpoint, parallel, train, workdir
+from ssl_music import checkpoint, lock, parallel, train, workdir
+from ssl_music.data import writer
 from ssl_music.errors import InputError
 
 LENGTHS = {"warmup": 2, "total": 12}
@@ -59,6 +60,7 @@ def test_leaves_metrics_events_and_checkpoints(unbroken):
   assert entries[-1]["loss"] < entries[0]["loss"]
   assert list(folder.glob("events*"))
   saved = workdir.read_config(folder)
+  assert len(saved["data"].pop("fingerprint")) == 12
   assert saved == json.loads(json.dumps(config.to_dict()))
 
 
@@ -114,10 +116,18 @@ def test_another_config_is_refused(unbroken, data_dir):
   train.train(config, folder)  # what does not change the numbers may change
 
 
+def test_changed_data_are_noticed(unbroken, tmp_path):
+  _, folder, _ = unbroken
+  rows = tiny.tracks()[:20]
+  writer.write("tiny", rows, tiny.waveform, tags=tiny.TAGS, data_dir=tmp_path)
+  with pytest.raises(InputError, match=r"another config \(data.fingerprint"):
+    train.train(tiny.pretraining(tmp_path), folder)
+
+
 def test_a_busy_workdir_is_refused(unbroken):
   config, folder, _ = unbroken
   with (
-    workdir.claim(folder, config.to_dict()),
+    lock.hold(folder, "testing", "wait"),
     pytest.raises(InputError, match="another process is running in"),
   ):
     train.train(config, folder)
@@ -160,6 +170,11 @@ def test_mixing_needs_groups_on_every_device(data_dir, tmp_path):
     ({"warmup_steps": 12}, "not shorter than the 12 steps"),
     ({"total_steps": 0}, "gives no total"),
     ({"total_epochs": 2}, "total_steps and total_epochs"),
+    ({"batch": 0}, "batch=0 is too small: give 1"),
+    ({"seed": -1}, "seed=-1 is too small: give 0"),
+    ({"data.workers": -1}, "workers=-1 is too small"),
+    ({"frontend.hop": 0}, "hop=0 is too small"),
+    ({"model.dtype": "float99"}, "float99"),
     ({"pretext.name": "jigsaw"}, "no pretext task 'jigsaw'"),
     ({"augment.mix": 0.7}, "mix"),
     ({"model.heads": 3}, "heads"),

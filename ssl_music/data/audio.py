@@ -42,6 +42,9 @@ TRUNCATION_TOLERANCE = 0.1
 _BLOCK_SECONDS = 30
 # What a program writes into a wav header when it cannot seek back to it.
 _UNKNOWN_LENGTH = 0x7FFF_0000
+# What libsndfile says of a flac without a length; it cannot read all of it.
+_NO_LENGTH = 2**62
+_RATES = 4_000, 768_000  # Hz; anything else is a damaged header
 
 
 class AudioError(Exception):
@@ -78,6 +81,10 @@ def decode(
     if path.stat().st_size == 0:
       raise AudioError("the file is empty")
     with soundfile.SoundFile(os.fsencode(path)) as file:
+      if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        raise AudioError(f"has an odd sample rate ({file.samplerate} Hz)")
+      if file.frames >= _NO_LENGTH:
+        raise AudioError("its header gives no length (encode it again)")
       waveform, read = _read(file, sample_rate, max_seconds)
       wanted = _promised(file, path)
       rate = file.samplerate

@@ -104,8 +104,13 @@ def find_audio(source: Path) -> list[str]:
   they are listed as skipped and not overlooked.
   """
   known = audio.EXTENSIONS + audio.UNDECODABLE_EXTENSIONS
-  found = []
-  for folder, _, names in os.walk(source, followlinks=True):
+  found, seen = [], set()
+  for folder, inner, names in os.walk(source, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:  # a link that leads back
+      inner.clear()
+      continue
+    seen.add(real)
     for file in names:
       if file.lower().endswith(known) and not file.startswith("._"):
         found.append(os.path.relpath(os.path.join(folder, file), source))  # noqa: PTH118
@@ -166,7 +171,7 @@ def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
       )
     if path in found:
       raise InputError(f"{where} names {path} again: keep one row a file")
-    if not (source / path).is_file():
+    if not os.path.isfile(source / path):  # noqa: PTH113 (never raises)
       missing.append((line, path))
     found[path] = _row(row, where)
   if missing:
@@ -213,6 +218,11 @@ def _row(row: dict[str, str], where: str) -> dict:
   if split not in _SPLIT_NAMES:
     raise InputError(
       f"{where}: unknown split {split!r}: use one of {', '.join(SPLITS)}"
+    )
+  if not tags and _SPLIT_NAMES[split] not in ("", "unlabelled"):
+    raise InputError(
+      f"{where}: a {split} track without tags: give it some, or the split"
+      " unlabelled"
     )
   artist = (row.get("artist") or "").strip()
   return {"tags": tags, "artist": artist, "split": _SPLIT_NAMES[split]}

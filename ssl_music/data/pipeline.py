@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import logging
 
 from ssl_music.data import audio, segments
 from ssl_music.data.tracks import Tracks
@@ -84,6 +85,12 @@ def pretraining_batches(
       f" of {seconds:g} s (of {len(tracks)}), too few for a batch of {batch}:"
       f" lower --config.batch to {max(len(usable), 1)} or fewer, or prepare"
       " more tracks"
+    )
+  if len(usable) < len(tracks):
+    logging.warning(
+      "pre-training on %d of %d tracks: the others hold no %d sounding segments"
+      " %g s apart",
+      *(len(usable), len(tracks), views, gap),
     )
   return (
     grain.MapDataset.source(usable)

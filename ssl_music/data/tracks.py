@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,12 @@ class Tracks:
     self._parts: list[tuple[str, Path, str]] = []  # name, folder, split
     self._handles: dict = {}
     rows, vocabularies = [], []
-    for part in name.split("+"):
+    names = name.split("+")
+    if len(set(names)) < len(names):
+      raise InputError(
+        f"--config.data.name={name} names a data set twice: name each once"
+      )
+    for part in names:
       folder = find(part, self._data_dir)
       table = _read_table(folder)
       vocabularies.append(_read_tags(folder))
@@ -155,15 +160,19 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
   )
 
 
-def fingerprint(tracks: Tracks, tags: Sequence[str]) -> str:
+def fingerprint(tracks: Iterable[tuple[str, ...]], tags: Sequence[str]) -> str:
   """Returns a hash of which track is in which split and of the tags' order.
 
   Scores with the same fingerprint are of the same tracks and label columns.
+
+  Args:
+    tracks: (split, id) of each, in any order.
+    tags: in the order of the columns.
   """
   digest = hashlib.sha256()
   for tag in tags:
     digest.update(f"tag\t{tag}\n".encode())
-  for line in sorted(zip(tracks.splits, tracks.ids, strict=True)):
+  for line in sorted(tracks):
     digest.update("\t".join(line).encode() + b"\n")
   return digest.hexdigest()[:12]
 

@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,11 +35,20 @@ def pool(processes: int) -> Iterator[Run]:
 
   def run(function, items):
     executor = _executor(processes, executors)
+
+    def submit(item):
+      nonlocal executor
+      try:
+        return executor.submit(function, item)
+      except BrokenProcessPool:  # it broke while nobody waited for it
+        executor = _executor(processes, executors)
+        return executor.submit(function, item)
+
     items = iter(items)
     queue: collections.deque = collections.deque()
     while True:
       for item in items:
-        queue.append((item, executor.submit(function, item)))
+        queue.append((item, submit(item)))
         if len(queue) >= processes * _AHEAD:
           break
       if not queue:
@@ -47,10 +58,7 @@ def pool(processes: int) -> Iterator[Run]:
         result = future.result()
       except BrokenProcessPool:
         result = _alone(function, item)
-        executor = _executor(processes, executors)
-        queue = collections.deque(
-          (item, executor.submit(function, item)) for item, _ in queue
-        )
+        queue = collections.deque((item, submit(item)) for item, _ in queue)
       yield item, result
 
   try:
@@ -65,7 +73,7 @@ def _executor(
 ) -> ProcessPoolExecutor:
   # Forking would copy this process's threads' locks.
   executor = ProcessPoolExecutor(
-    processes, multiprocessing.get_context("spawn"), _quiet
+    processes, multiprocessing.get_context("spawn"), _start
   )
   executors.append(executor)
   return executor
@@ -80,6 +88,14 @@ def _alone(function: Callable, item: Any) -> Any:
       return "crashed the decoder"
 
 
-def _quiet() -> None:
-  """Silences mp3 decoders that print notes: the report names those files."""
+def _start() -> None:
+  """Prepares a worker process."""
+  # Mp3 decoders print notes; the report names those files.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """A killed parent cannot stop its workers: each watches it."""
+  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)

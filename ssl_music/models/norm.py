@@ -14,8 +14,8 @@ def batch_moments(
   """Mean and biased variance of each channel over all leading axes.
 
   The variance is the mean of squared deviations, not the difference of two
-  large numbers, E[x²] - E[x]²: spectrograms in decibels are far from zero.
-  Only what devices exchange, one value a channel, is squared as it is.
+  large numbers, E[x²] - E[x]²: spectrograms in decibels are far from zero. With
+  an axis, that difference is taken of what devices exchange, a value a channel.
 
   Args:
     x: [..., channels], floating.

@@ -98,6 +98,23 @@ def test_wav_of_unknown_length_is_whole(tmp_path):
   assert len(audio.decode(path)) == 3 * RATE
 
 
+def test_flac_of_unknown_length_is_told(tmp_path):
+  path = tmp_path / "a.flac"  # as written by a program that cannot seek
+  soundfile.write(path, tone(), RATE)
+  data = bytearray(path.read_bytes())
+  data[21] &= 0xF0  # 36 bits of STREAMINFO
+  data[22:26] = bytes(4)
+  path.write_bytes(data)
+  with pytest.raises(audio.AudioError, match="gives no length"):
+    audio.decode(path)
+
+
+def test_odd_sample_rates_are_told(tmp_path):
+  soundfile.write(tmp_path / "a.wav", tone(), 100)
+  with pytest.raises(audio.AudioError, match="odd sample rate"):
+    audio.decode(tmp_path / "a.wav")
+
+
 def test_mp3_without_a_length_is_whole(tmp_path):
   # Of variable bit rate and without its first frame, the one with the length:
   # libsndfile then guesses 40 % too many samples.

@@ -38,6 +38,12 @@ def test_finds_audio_of_any_name(source):
   assert folder.find_audio(source) == expected
 
 
+def test_links_that_lead_back_are_followed_once(source):
+  (source / "sub" / "loop").symlink_to(source)
+  (source / "again").symlink_to(source / "sub")
+  assert len(folder.find_audio(source)) == 5
+
+
 def test_without_a_manifest_all_is_unlabelled(source):
   plan = folder.plan(source)
   assert {track["split"] for track in plan["tracks"]} == {"unlabelled"}
@@ -50,7 +56,7 @@ def test_manifest_gives_tags_and_split(source):
     "path,tags,split\n"
     'a.wav,"b|a| a ||",train\n'
     "sub/c.Ogg,c,val\n"
-    "Sub Folder/bé.FLAC,,test\n"
+    "Sub Folder/bé.FLAC,,unlabelled\n"
   )
   for encoding in ("utf-8", "utf-8-sig"):
     plan = folder.plan(source, manifest=manifest(source, text, encoding))
@@ -82,6 +88,8 @@ def test_manifest_gives_tags_and_split(source):
     ("path,tags\na.wav,t\x00u\n", "not printable|comma-separated"),
     ("path,tags,split\na.wav,t,exam\n", "unknown split 'exam'"),
     ("path,tags,split\na.wav,t,train\nd.aif,t,\n", "for all or for none"),
+    ("path,tags,split\na.wav,,test\n", "a test track without tags"),
+    (f"path,tags\n{'x' * 300}.wav,t\n", "line 2: no file xxx"),
     ("path,tags\n,t\n", r"line 2: no file \."),
   ],
 )

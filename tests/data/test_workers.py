@@ -1,5 +1,9 @@
 import os
+import subprocess
+import sys
+import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +24,53 @@ def test_results_come_in_order(processes):
   with workers.pool(processes) as run:
     found = list(run(work, items))
   assert found == [(item, f"done {item}") for item in items]
+
+
+def test_a_crash_while_nobody_waits():
+  items = [0, 1, "crash", *range(2, 40)]
+  found = {}
+  with workers.pool(2) as run:
+    for item, result in run(work, items):
+      found[item] = result
+      time.sleep(0.5 if item == 0 else 0)
+  assert found.pop("crash") == "crashed the decoder"
+  assert found == {item: f"done {item}" for item in range(40)}
+
+
+def identify(item):
+  return os.getpid()
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+  script = textwrap.dedent("""
+    import sys, time
+    sys.path.insert(0, sys.argv[1])
+    from ssl_music.data import workers
+    import test_workers
+
+    if __name__ == "__main__":
+      with workers.pool(1) as run:
+        for _, child in run(test_workers.identify, range(100)):
+          print(child, flush=True)
+          time.sleep(60)
+  """)
+  (tmp_path / "parent.py").write_text(script)
+  command = [sys.executable, tmp_path / "parent.py", Path(__file__).parent]
+  with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)  # it lives
+    parent.kill()
+  deadline = time.time() + 10
+  while time.time() < deadline:
+    try:
+      os.kill(child, 0)
+    except ProcessLookupError:
+      return
+    # A zombie that nobody waits for is dead too.
+    if "(zombie)" in Path(f"/proc/{child}/status").read_text():
+      return
+    time.sleep(0.1)
+  raise AssertionError("the worker outlived its parent")
 
 
 def test_a_crash_costs_one_item():

@@ -166,14 +166,20 @@ def test_several_data_sets_are_pooled(tmp_path, data_dir):
 def test_missing_data_sets_are_named(data_dir):
   with pytest.raises(InputError, match=r"no data set 'absent' .*there: tiny"):
     Tracks("absent", ("train",), data_dir)
+  with pytest.raises(InputError, match="names a data set twice"):
+    Tracks("tiny+tiny", ("train",), data_dir)
   with pytest.raises(InputError, match="has no track in unlabelled"):
     Tracks("tiny", ("unlabelled",), data_dir)
 
 
 def test_fingerprint_tells_splits_and_tag_order(data_dir):
-  every = Tracks("tiny", ("train", "validation", "test"), data_dir)
-  other_order = Tracks("tiny", ("test", "validation", "train"), data_dir)
-  fewer = Tracks("tiny", ("train", "test"), data_dir)
+  def pairs(*splits):
+    tracks = Tracks("tiny", splits, data_dir)
+    return list(zip(tracks.splits, tracks.ids, strict=True))
+
+  every = pairs("train", "validation", "test")
+  other_order = pairs("test", "validation", "train")
+  fewer = pairs("train", "test")
   assert fingerprint(every, tiny.TAGS) == fingerprint(other_order, tiny.TAGS)
   different = {
     fingerprint(every, tiny.TAGS),
