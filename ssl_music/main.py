@@ -52,6 +52,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
     remaining = flags.FLAGS(argv)
     if _CONFIG.value is not None:
       _ = _CONFIG.value.job  # a config file that is missing raises only here
+  except SyntaxError as error:
+    raise InputError(
+      f"{error.filename} is no Python file ({error.msg}, line {error.lineno}):"
+      " give one of configs/, or your own"
+    ) from error
   except OSError as error:
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     raise InputError(
@@ -61,7 +66,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
     AttributeError,
     ImportError,
     KeyError,
-    SyntaxError,
     TypeError,
     ValueError,
     flags.Error,

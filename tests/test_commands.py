@@ -259,7 +259,7 @@ CONFIG = "--config=configs/contrastive.py"
     ([CONFIG], "--config and --workdir are needed"),
     (["--config=absent.py"], "absent.py"),
     ([f"{CONFIG}:huge"], "no preset 'huge'"),
-    (["--config=README.md"], "invalid syntax"),
+    (["--config=README.md"], "README.md is no Python file"),
     ([CONFIG, "--config.job=sweep", "--workdir=x"], "no job 'sweep'"),
     ([CONFIG, "--config.batchsize=3"], "batchsize"),
     ([CONFIG, "--config.batch=many"], "batch"),
