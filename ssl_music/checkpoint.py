@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from ssl_music.errors import InputError
 
 _FOLDER = "checkpoints"
+_NETWORKS = ("student", "teacher")
 
 
 @contextlib.contextmanager
@@ -25,23 +27,22 @@ def open_run(
   What a killed save left is removed, except with `read_only`, which may look
   at a run while it goes on.
 
-  Kept are the latest and the one of the lowest loss. (A policy, since
+  Kept are the latest and the best (see `save`). (A policy, since
   `max_to_keep` with `best_fn` would delete the latest where it is not among
   the best, and with it what a killed run goes on from.)
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every move
-  quality = lambda metrics: -metrics["loss"]
   keep = checkpoint_managers.AnyPreservationPolicy(
     [
       checkpoint_managers.LatestN(1),
       checkpoint_managers.BestN(
-        get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False
+        get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
       ),
     ]
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=keep,
-    best_fn=quality,
+    best_fn=_quality,
     cleanup_tmp_directories=not read_only,
     read_only=read_only,
   )
@@ -53,17 +54,27 @@ def open_run(
 
 
 def save(
-  manager: ocp.CheckpointManager, step: int, state: Any, loss: float | None
+  manager: ocp.CheckpointManager,
+  step: int,
+  state: Any,
+  metrics: Mapping[str, float] | None,
 ) -> None:
   """Saves in the background; the state may be changed as soon as it returns.
+
+  The best checkpoint of a run is that of the highest "validation_map", the
+  online probe's, and in a run without that probe that of the lowest "loss".
 
   Args:
     manager: of `open_run`.
     step: the number of steps done.
     state: a tree of arrays.
-    loss: by which the best is chosen; None keeps it out of that choice.
+    metrics: with "validation_map" or "loss" or both; None keeps the checkpoint
+      out of the choice of the best, and so does a number that is not finite.
   """
-  metrics = None if loss is None else {"loss": loss}
+  if metrics is not None:
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if not math.isfinite(_quality(metrics)):
+      metrics = None
   manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
 
@@ -84,20 +95,30 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
     return manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
 
-def load(workdir: Path, which: str | int = "latest") -> tuple[int, dict]:
+def load(
+  workdir: Path, which: str | int = "latest", network: str = "student"
+) -> tuple[int, dict]:
   """Loads a run's network as NumPy arrays, whatever devices wrote it.
 
   Args:
     workdir: of the run.
-    which: "latest", "best" (of the lowest loss) or a step.
+    which: "latest", "best" (of the highest validation mAP of the online probe,
+      else of the lowest loss) or a step.
+    network: "student", or "teacher" where the pretext task has one.
 
   Returns:
-    the step, and the state's "params" and "batch_stats".
+    the step, and the network's "params" and "batch_stats".
 
   Raises:
-    InputError: there is no such checkpoint, or it cannot be read.
+    InputError: there is no such checkpoint or no such network, or it cannot be
+      read.
   """
   folder = Path(workdir).absolute() / _FOLDER
+  if network not in _NETWORKS:
+    raise InputError(
+      f"no network {network!r}: set --config.network to one of"
+      f" {', '.join(_NETWORKS)}"
+    )
   steps, chosen = [], None
   if folder.is_dir():
     with open_run(workdir, read_only=True) as manager:
@@ -117,20 +138,40 @@ def load(workdir: Path, which: str | int = "latest") -> tuple[int, dict]:
     if metadata is None:
       raise ValueError("its files are missing or damaged")
     tree = metadata.tree
-    network = {key: tree[key] for key in ("params", "batch_stats")}
+    teacher = network == "teacher"
+    if teacher:
+      tree = tree.get("teacher") or {}
+      if "params" not in tree:
+        raise InputError(
+          f"the run in {workdir} has no teacher: probe its student with"
+          " --config.network=student, or give a run of a task with a teacher"
+        )
+    wanted = {key: tree[key] for key in ("params", "batch_stats")}
+    if teacher:
+      wanted = {"teacher": wanted}
     as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), network
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
     )
     arguments = ocp.args.PyTreeRestore(
-      network, restore_args=as_numpy, partial_restore=True
+      wanted, restore_args=as_numpy, partial_restore=True
     )
-    return int(chosen), checkpointer.restore(path, arguments)
+    restored = checkpointer.restore(path, arguments)
+    return int(chosen), restored["teacher"] if teacher else restored
+
+
+def _quality(metrics: Mapping[str, float]) -> float:
+  """Returns what the best checkpoint has most of."""
+  if "validation_map" in metrics:
+    return metrics["validation_map"]
+  return -metrics["loss"]
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
   try:
     yield
+  except InputError:
+    raise
   except Exception as error:  # Orbax raises dozens of kinds for damaged files
     reason = str(error).strip().split("\n")[0][:200]
     raise InputError(

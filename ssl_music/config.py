@@ -29,22 +29,38 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   config.pretext.head = (1024, 1024, 2048)  # sizes of the projection head
   config.augment = ConfigDict(augment.DEFAULTS)
   config.views = 2
+  config.short_views = 0  # shorter ones besides, which no teacher sees
   config.batch = 128  # tracks, so views × batch segments
+  config.accumulate = 1  # parts of the batch that the network sees in turn
+  config.on_collapse = "warn"  # or "stop"
   config.data.name = "demo"  # "a+b" pools data sets
   config.data.splits = ("train", "unlabelled")
   config.data.gap = 4.0  # smallest distance between two starts, seconds
+  config.data.short_seconds = 2.0
   config.data.workers = 8  # processes that read; 0: threads of this one
-  for duration in ("total", "warmup", "save_every", "log_every"):
-    for unit in _UNITS:
-      config[f"{duration}_{unit}"] = 0  # not given in this unit
+  for name in ("total", "warmup", "save_every", "log_every", "probe_every"):
+    add_duration(config, name)
+  # A probe of the network as it is, at every save and every `probe_every`.
+  config.online = ConfigDict(
+    {
+      "data": "",  # a prepared data set with tags; "": no probe
+      "tags": "",  # prefixes of the tags to probe, "a,b"; "": all
+      "tracks": 256,  # of train and of validation, at most
+      "segments": 2,  # of a track, at most
+    }
+  )
   config.optimizer = ConfigDict(
     {
+      "name": "adamw",  # or "lars"
       "learning_rate": 1e-3,  # peak; the published code leaves it open
       "final_learning_rate": 1e-7,  # and the warm-up's first
       "weight_decay": 0.04,  # at the first step …
       "final_weight_decay": 0.4,  # … and at the last, by a cosine
-      "b1": 0.9,
+      "b1": 0.9,  # of AdamW, and …
       "b2": 0.98,
+      "momentum": 0.9,  # … of LARS
+      "trust": 0.001,
+      "clip": 0.0,  # largest norm of the gradient; 0: any
     }
   )
   if preset == "laptop":
@@ -67,6 +83,12 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   return config
 
 
+def add_duration(config: ConfigDict, name: str) -> None:
+  """Adds a duration's fields to a config, one a unit, none of them given."""
+  for unit in _UNITS:
+    config[f"{name}_{unit}"] = 0
+
+
 def probing(preset: str = "laptop") -> ConfigDict:
   """Returns the defaults of a probe on frozen embeddings.
 
@@ -81,6 +103,7 @@ def probing(preset: str = "laptop") -> ConfigDict:
   config.job = "probe"
   config.encoder = "random"  # a pre-training's workdir, "random" or "mel"
   config.checkpoint = "latest"  # or "best", or a step
+  config.network = "student"  # or "teacher", of tasks that have one
   config.data.name = "demo"
   config.data.tags = ""  # prefixes of the tags to probe, "a,b"; "": all
   config.embed_batch = 64  # segments

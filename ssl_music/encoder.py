@@ -11,7 +11,12 @@ from ssl_music.models.heads import Head
 from ssl_music.models.resnet import ResNet
 
 
-def backbone(config: Mapping, axis_name: str | None = None) -> ResNet:
+def backbone(
+  config: Mapping,
+  axis_name: str | None = None,
+  *,
+  resize_positions: bool = False,
+) -> ResNet:
   """Returns the backbone of a config's "model"; see `ResNet`."""
   model = config["model"]
   return ResNet(
@@ -21,13 +26,25 @@ def backbone(config: Mapping, axis_name: str | None = None) -> ResNet:
     output=model["output"],
     dtype=jnp.dtype(model["dtype"]),
     axis_name=axis_name,
+    resize_positions=resize_positions,
   )
 
 
 def head(config: Mapping, axis_name: str | None = None) -> Head:
   """Returns the projection head of a config's "pretext"; see `Head`."""
+  pretext = config["pretext"]
   return Head(
-    sizes=tuple(config["pretext"]["head"]),
+    sizes=tuple(pretext["head"]),
+    cosine=pretext.get("cosine_prototypes", False),
+    dtype=jnp.dtype(config["model"]["dtype"]),
+    axis_name=axis_name,
+  )
+
+
+def predictor(config: Mapping, axis_name: str | None = None) -> Head:
+  """Returns the predictor of a config's "pretext"; without one, an identity."""
+  return Head(
+    sizes=tuple(config["pretext"].get("predictor", ())),
     dtype=jnp.dtype(config["model"]["dtype"]),
     axis_name=axis_name,
   )

@@ -1,6 +1,6 @@
 """Embeddings of a data set's segments by a frozen encoder."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +32,13 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
   """Returns the encoder that a probe's config names.
 
   Args:
-    config: with "encoder": "random", "mel" or a pre-training's workdir.
+    config: with "encoder": "random", "mel" or a pre-training's workdir, whose
+      "checkpoint" and "network" ("student" or "teacher") are taken.
     calibration: training tracks, for the batch statistics of "random".
 
   Raises:
-    InputError: the workdir holds no pre-training or no readable checkpoint.
+    InputError: the workdir holds no pre-training, no readable checkpoint or no
+      such network.
   """
   settings = config.to_dict()
   seconds = config.data.seconds
@@ -54,9 +56,10 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
     folder = Path(config.encoder)
     settings = workdir.read_config(folder)
     seconds = settings["data"]["seconds"]
-    step, state = checkpoint.load(folder, config.checkpoint)
+    step, state = checkpoint.load(folder, config.checkpoint, config.network)
     variables = {kind: tree["backbone"] for kind, tree in state.items()}
     described = {"encoder": str(folder), "step": step}
+    described["network"] = config.network
     described["pretext"] = settings["pretext"]["name"]
   embed = lambda waveform: encoder.embed(settings, variables, waveform)
   return Encoder(embed, seconds, described)
@@ -109,8 +112,40 @@ def _embed(embed, seconds, tracks, where, batch, mesh) -> np.ndarray:
   return np.concatenate(parts)
 
 
+def choose_tags(
+  name: str, tags: Sequence[str], prefixes: str, *, option: str
+) -> list[int]:
+  """Chooses tags of a data set by how they begin.
+
+  Args:
+    name: of the data set.
+    tags: its vocabulary.
+    prefixes: one or more, "a,b"; "" takes all tags.
+    option: the field of the config that gives the prefixes.
+
+  Returns:
+    the columns of the tags.
+
+  Raises:
+    InputError: there is none.
+  """
+  beginnings = tuple(p for p in prefixes.split(",") if p) or ("",)
+  columns = [i for i, tag in enumerate(tags) if tag.startswith(beginnings)]
+  if not columns:
+    raise InputError(
+      f"data set {name} has no tags"
+      + (f" that begin with {prefixes}" if tags else "")
+      + ": prepare it with a manifest that has some, or choose others with"
+      f" --config.{option}"
+    )
+  return columns
+
+
 def choose_segments(
-  tracks: Tracks, seconds: float, most: int | None
+  tracks: Tracks,
+  seconds: float,
+  most: int | None,
+  among: Iterable[int] | None = None,
 ) -> np.ndarray:
   """Chooses the segments that stand for each track.
 
@@ -118,6 +153,7 @@ def choose_segments(
     tracks: to choose from; one shorter than a segment gets none.
     seconds: length of a segment.
     most: segments of a track at most, evenly spaced; None takes all.
+    among: the tracks to choose from, in this order; None means all.
 
   Returns:
     int64 [segments, 2]: track and start (in blocks).
@@ -127,7 +163,7 @@ def choose_segments(
   """
   length = pipeline.blocks(seconds)
   rows = []
-  for track in range(len(tracks)):
+  for track in range(len(tracks)) if among is None else among:
     starts = segments.grid(tracks.energy(track), tracks.rms[track], length)
     if most is not None and len(starts) > most:
       starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]

@@ -45,11 +45,19 @@ def map_step(
   return jax.jit(mapped, donate_argnums=tuple(donate))
 
 
-def shard(batch: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
-  """Puts a host's batch on the mesh, divided along one of its axes."""
+def shard(batch: Any, mesh: Mesh, axis: int) -> Any:
+  """Puts a host's batch on the mesh, divided along one of its axes.
+
+  Args:
+    batch: an array, or a tree of arrays, of NumPy.
+    mesh: of `make_mesh`.
+    axis: the axis to divide, of every array.
+  """
   spec = PartitionSpec(*[None] * axis, AXIS)
   sharding = NamedSharding(mesh, spec)
-  return jax.make_array_from_process_local_data(sharding, batch)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

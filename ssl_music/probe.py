@@ -231,15 +231,9 @@ def _choose_tags(
   config: ConfigDict, tags: list[str], labels: Mapping[str, np.ndarray]
 ) -> list[int]:
   """Returns the columns to probe; finds what would leave nothing to score."""
-  prefixes = tuple(p for p in config.data.tags.split(",") if p) or ("",)
-  columns = [i for i, tag in enumerate(tags) if tag.startswith(prefixes)]
-  if not columns:
-    raise InputError(
-      f"data set {config.data.name} has no tags"
-      + (f" that begin with {config.data.tags}" if tags else "")
-      + ": prepare it with a manifest that has some, or choose others with"
-      " --config.data.tags"
-    )
+  columns = features.choose_tags(
+    config.data.name, tags, config.data.tags, option="data.tags"
+  )
   for split in ("validation", "test"):
     share = labels[split][:, columns].mean(axis=0)
     if not ((share > 0) & (share < 1)).any():

@@ -82,10 +82,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     ) from error
 
 
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+  """Returns the entries of a run's `metrics.jsonl`, as far as there are any."""
+  file = Path(folder) / "metrics.jsonl"
+  entries = []
+  for line in file.read_text().splitlines() if file.exists() else ():
+    with contextlib.suppress(ValueError):  # half a line, of a killed run
+      entries.append(json.loads(line))
+  return entries
+
+
 @contextlib.contextmanager
 def open_metrics(
   folder: Path, step: int
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+) -> Iterator[tuple[list[dict], Callable[[int, Mapping[str, float]], None]]]:
   """Opens `metrics.jsonl` and TensorBoard events to go on after a step.
 
   What a killed run wrote after its last checkpoint is cut off: the steps come
@@ -96,17 +106,12 @@ def open_metrics(
     step: the number of steps done.
 
   Yields:
-    write(step, values).
+    the entries so far, and write(step, values).
   """
   file = folder / "metrics.jsonl"
-  lines = []
-  if file.exists():
-    for line in file.read_text().splitlines():
-      with contextlib.suppress(ValueError):  # half a line, of a killed run
-        if json.loads(line)["step"] <= step:
-          lines.append(line + "\n")
+  entries = [entry for entry in read_metrics(folder) if entry["step"] <= step]
   partial = folder / "metrics.jsonl.partial"
-  partial.write_text("".join(lines))
+  partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
   partial.rename(file)
   with (
     file.open("a", buffering=1) as jsonl,
@@ -119,7 +124,7 @@ def open_metrics(
       for name, value in values.items():
         events.add_scalar(name, value, step)
 
-    yield write
+    yield entries, write
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ LOSSES = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.7}
 def run(tmp_path):
   with checkpoint.open_run(tmp_path) as manager:
     for step, loss in LOSSES.items():
-      checkpoint.save(manager, step, state(step), loss)
+      checkpoint.save(manager, step, state(step), {"loss": loss})
   return tmp_path
 
 
@@ -33,15 +33,105 @@ def test_keeps_latest_and_best(run):
     assert sorted(manager.all_steps()) == [2, 4]
 
 
-def test_without_a_loss_it_is_latest_but_never_best(run):
+def test_without_metrics_it_is_latest_but_never_best(run):
   with checkpoint.open_run(run) as manager:
     checkpoint.save(manager, 5, state(5), None)
   assert checkpoint.load(run, "latest")[0] == 5
   assert checkpoint.load(run, "best")[0] == 2
   with checkpoint.open_run(run) as manager:
-    checkpoint.save(manager, 6, state(6), 0.3)
+    checkpoint.save(manager, 6, state(6), {"loss": 0.3})
   with checkpoint.open_run(run) as manager:
     assert sorted(manager.all_steps()) == [2, 6]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+  ("metrics", "best"),
+  [
+    ([{"loss": 3.0}, {"loss": 1.0}, {"loss": 2.0}], 2),
+    ([{"loss": 3.0}, {"loss": NAN}, {"loss": 4.0}], 1),
+    # The probe's word counts more than the loss, which falls all along.
+    (
+      [
+        {"loss": 3.0, "validation_map": 0.3, "knn_map": 0.9},
+        {"loss": 2.0, "validation_map": 0.5, "knn_map": 0.2},
+        {"loss": 1.0, "validation_map": 0.4, "knn_map": 0.3},
+      ],
+      2,
+    ),
+    (
+      [
+        {"loss": 3.0, "validation_map": 0.3},
+        {"loss": 2.0, "validation_map": NAN},
+        {"loss": 1.0, "validation_map": NAN},
+      ],
+      1,
+    ),
+    (
+      [
+        {"loss": 3.0, "validation_map": NAN},
+        {"loss": 2.0, "validation_map": np.float32(0.1)},
+        None,
+      ],
+      2,
+    ),
+  ],
+)
+def test_best_is_highest_validation_map_else_lowest_loss(
+  tmp_path, metrics, best
+):
+  with checkpoint.open_run(tmp_path) as manager:
+    for step, one in enumerate(metrics, start=1):
+      checkpoint.save(manager, step, state(step), one)
+  with checkpoint.open_run(tmp_path) as manager:
+    assert sorted(manager.all_steps()) == [best, 3]
+  assert checkpoint.load(tmp_path, "best")[0] == best
+  assert checkpoint.load(tmp_path, "latest")[0] == 3
+
+
+def test_where_no_score_is_finite_none_is_best(tmp_path):
+  with checkpoint.open_run(tmp_path) as manager:
+    for step in (1, 2):
+      metrics = {"loss": 1.0, "validation_map": NAN}
+      checkpoint.save(manager, step, state(step), metrics)
+  assert checkpoint.load(tmp_path)[0] == 2
+  with pytest.raises(InputError, match="no checkpoint 'best'"):
+    checkpoint.load(tmp_path, "best")
+
+
+def test_loads_the_teacher(tmp_path):
+  mesh = parallel.make_mesh()
+  slow = {key: state(7)[key] for key in ("params", "batch_stats")}
+  more = {"teacher": slow, "memory": jnp.ones((4, 2))}
+  with checkpoint.open_run(tmp_path) as manager:
+    both = parallel.replicate(state(3) | more, mesh)
+    checkpoint.save(manager, 3, both, {"loss": 1.0})
+  for network, value in (("student", 3), ("teacher", 7)):
+    step, loaded = checkpoint.load(tmp_path, "latest", network)
+    assert step == 3
+    assert set(loaded) == {"params", "batch_stats"}
+    for kind in loaded:
+      jax.tree.map(
+        np.testing.assert_array_equal, loaded[kind], state(value)[kind]
+      )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    checkpoint.load(tmp_path)[1]["params"],
+    state(3)["params"],
+  )
+
+
+@pytest.mark.parametrize("more", [{}, {"teacher": {}}, {"teacher": None}])
+def test_a_run_without_a_teacher_is_explained(tmp_path, more):
+  with checkpoint.open_run(tmp_path) as manager:
+    checkpoint.save(manager, 1, state(1) | more, {"loss": 1.0})
+  assert checkpoint.load(tmp_path)[0] == 1
+  with pytest.raises(InputError, match=r"has no teacher: .*network=student"):
+    checkpoint.load(tmp_path, "latest", "teacher")
+  with pytest.raises(InputError, match="no network 'master': set"):
+    checkpoint.load(tmp_path, "latest", "master")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A data set and a network so small that a test takes moments."""
 
+import importlib
+
 import numpy as np
 
 from ssl_music import config as defaults
@@ -53,11 +55,20 @@ def shrink(config):
   return config
 
 
-def pretraining(data_dir, **fields):
+HEADS = {"clustering": (16, 8, 32), "supervised": ()}
+
+
+def pretraining(data_dir, task="contrastive", **fields):
   """A pre-training config of 12 steps; `fields` replace some."""
-  config = shrink(defaults.pretraining())
-  config.pretext.update({"name": "contrastive", "temperature": 0.1})
-  config.pretext.head = (16, 8)
+  get_config = importlib.import_module(f"configs.{task}").get_config
+  config = shrink(get_config())
+  config.pretext.head = HEADS.get(task, (16, 8))
+  if task == "contrastive":
+    config.pretext.temperature = 0.1
+  if task == "byol":
+    config.pretext.predictor = (16, 8)
+  if task == "clustering":
+    config.temperature_warmup_steps = 6
   config.data.gap = 1.0
   config.data.data_dir = str(data_dir)
   config.batch = 16

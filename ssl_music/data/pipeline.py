@@ -1,6 +1,7 @@
 """Grain pipelines: batches of int16 segments from prepared tracks."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -12,8 +13,12 @@ from ssl_music.data.writer import BLOCK
 from ssl_music.errors import InputError
 
 
-def blocks(seconds: float) -> int:
+def blocks(seconds: float, field: str = "seconds") -> int:
   """Returns a duration in blocks of 0.1 s.
+
+  Args:
+    seconds: the duration.
+    field: of `config.data` that gives it, for the error.
 
   Raises:
     InputError: it is no multiple of 0.1 s, or not positive.
@@ -21,8 +26,9 @@ def blocks(seconds: float) -> int:
   count = round(seconds * audio.SAMPLE_RATE / BLOCK)
   if count < 1 or abs(count * BLOCK - seconds * audio.SAMPLE_RATE) > 1e-6:
     raise InputError(
-      f"{seconds} s does not fit the grid of 0.1 s that energies are stored on:"
-      f" give a positive multiple of it, such as {max(count, 1) / 10}"
+      f"--config.data.{field}={seconds} does not fit the grid of 0.1 s that"
+      " energies are stored on: give a positive multiple of it, such as"
+      f" {max(count, 1) / 10}"
     )
   return count
 
@@ -35,6 +41,9 @@ def pretraining_batches(
   views: int,
   batch: int,
   seed: int,
+  short_views: int = 0,
+  short_seconds: float = 2.0,
+  labels: bool = False,
 ) -> grain.MapDataset:
   """Builds the batches of an epoch, to be repeated and indexed by step.
 
@@ -43,61 +52,92 @@ def pretraining_batches(
   no batch waits for the next epoch's shuffle). Element `n` depends on the
   arguments and n alone: `batches.repeat()[step:]` resumes.
 
+  Short views are those of multi-crop (Caron et al., "Unsupervised Learning of
+  Visual Features by Contrasting Cluster Assignments", 2020, section 3.3), which
+  a student network alone sees: shorter segments of the same track, each drawn
+  uniformly from all that are sounding, whatever it overlaps with. The views are
+  the same with and without them.
+
   Args:
     tracks: to draw from.
     seconds: length of a segment, a multiple of 0.1 s.
     gap: smallest distance between two segments' starts, in seconds.
-    views: segments a track.
+    views: segments a track, 1 or more.
     batch: tracks a batch.
     seed: of shuffle and draws.
+    short_views: shorter segments a track, 0 or more.
+    short_seconds: their length, a multiple of 0.1 s and at most `seconds`.
+    labels: whether batches hold the tracks' tags. A track without any, as those
+      of the split "unlabelled", is then one that no tag applies to.
 
   Returns:
-    A MapDataset of int16 [views, batch, samples]; its length is the steps of
-    an epoch.
+    A MapDataset of dicts; its length is the steps of an epoch. In all arrays
+    the second axis is the batch's:
+      "views": int16 [views, batch, samples].
+      "short": int16 [short_views, batch, shorter samples]; if there are any.
+      "labels": int8 [1, batch, tags], 0 or 1; if asked for.
 
   Raises:
-    InputError: segments longer than every track, or too few tracks that have
-      `views` sounding segments for a batch.
+    InputError: segments longer than every track, short ones longer than the
+      others, too few tracks that have `views` sounding segments (and a short
+      one) for a batch, or labels of a data set without tags.
   """
-  length, distance = blocks(seconds), blocks(gap)
+  length, distance = blocks(seconds), blocks(gap, "gap")
+  short = blocks(short_seconds, "short_seconds") if short_views else 0
+  if short > length:
+    raise InputError(
+      f"--config.data.short_seconds={short_seconds:g} is longer than the"
+      f" {seconds:g} s of --config.data.seconds: give {seconds:g} or less"
+    )
+  if labels and not tracks.tags:
+    raise InputError(
+      f"{tracks.name} has no tags to learn: name one data set that was prepared"
+      " with tags by --config.data.name (several joined by + have none)"
+    )
   needed = length + (views - 1) * distance
   long_enough = np.flatnonzero(tracks.samples // BLOCK >= needed)
+  number, apart, lower = "", "", "--config.data.seconds"
+  if views > 1:
+    number, apart = f"{views} ", f" whose starts are {gap:g} s apart"
+    lower += " and --config.data.gap"
   if not long_enough.size:
     longest = tracks.samples.max() / audio.SAMPLE_RATE
     raise InputError(
-      f"{views} segments of {seconds:g} s whose starts are {gap:g} s apart need"
-      f" tracks of {needed / 10:g} s, and the longest of {tracks.name} has"
-      f" {longest:.1f} s: lower --config.data.seconds and --config.data.gap, or"
-      " prepare longer tracks"
+      f"{number}segments of {seconds:g} s{apart} need tracks of"
+      f" {needed / 10:g} s, and the longest of {tracks.name} has"
+      f" {longest:.1f} s: lower {lower}, or prepare longer tracks"
     )
-  usable = np.array(
-    [
-      track
-      for track in long_enough
-      if segments.choices(_allowed(tracks, track, length), views, distance)[
-        -1
-      ].any()
-    ]
-  )
+
+  def can_be_drawn(track: int) -> bool:
+    allowed = _allowed(tracks, track, length)
+    if not segments.choices(allowed, views, distance)[-1].any():
+      return False
+    return not short_views or _allowed(tracks, track, short).any()
+
+  usable = np.array([track for track in long_enough if can_be_drawn(track)])
+  wanted = f"{number}sounding segments of {seconds:g} s{apart}"
+  if short_views:
+    wanted += f" and one of {short_seconds:g} s"
   if len(usable) < batch:
     raise InputError(
-      f"{tracks.name} has {len(usable)} tracks with {views} sounding segments"
-      f" of {seconds:g} s (of {len(tracks)}), too few for a batch of {batch}:"
-      f" lower --config.batch to {max(len(usable), 1)} or fewer, or prepare"
-      " more tracks"
+      f"{tracks.name} has {len(usable)} tracks with {wanted} (of"
+      f" {len(tracks)}), too few for a batch of {batch}: lower --config.batch"
+      f" to {max(len(usable), 1)} or fewer, or prepare more tracks"
     )
   if len(usable) < len(tracks):
     logging.warning(
-      "pre-training on %d of %d tracks: the others hold no %d sounding segments"
-      " %g s apart",
-      *(len(usable), len(tracks), views, gap),
+      "pre-training on %d of %d tracks: the others hold no %s",
+      *(len(usable), len(tracks), wanted),
     )
+  draw = _Draw(
+    tracks, length, distance, views, short, short_views, labels=labels
+  )
   return (
     grain.MapDataset.source(usable)
     .seed(seed)
     .shuffle()
-    .random_map(_Draw(tracks, length, distance, views))
-    .batch(batch, drop_remainder=True, batch_fn=_views_first)
+    .random_map(draw)
+    .batch(batch, drop_remainder=True, batch_fn=_stack)
   )
 
 
@@ -126,13 +166,16 @@ def segment_batches(
   )
 
 
-def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[np.ndarray]:
+def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
   """Iterates with reading ahead, in the same order for any `workers`.
 
   Args:
     dataset: batched already, so that batches do not depend on `workers`.
     workers: processes that read; 0 reads in threads of this process, which
       is enough as long as the device is the bottleneck.
+
+  Returns:
+    An iterator over the elements, arrays or dicts of arrays.
   """
   if not workers:
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -149,18 +192,42 @@ def _allowed(tracks: Tracks, track: int, length: int) -> np.ndarray:
 
 
 class _Draw(grain.transforms.RandomMap):
-  """A track's index to its segments, int16 [views, samples]."""
+  """A track's index to what a batch holds of it, without the batch's axis."""
 
-  def __init__(self, tracks: Tracks, length: int, gap: int, views: int):
+  def __init__(
+    self,
+    tracks: Tracks,
+    length: int,
+    gap: int,
+    views: int,
+    short: int,
+    short_views: int,
+    *,
+    labels: bool,
+  ):
     self._tracks, self._length = tracks, length
     self._gap, self._views = gap, views
+    self._short, self._short_views = short, short_views
+    self._labels = labels
 
-  def random_map(self, track: int, rng: np.random.Generator) -> np.ndarray:
+  def random_map(
+    self, track: int, rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
     allowed = _allowed(self._tracks, track, self._length)
     starts = segments.draw(rng, allowed, self._views, self._gap)
+    item = {"views": self._read(track, starts, self._length)}
+    if self._short_views:  # after the views, which are to stay as they are
+      allowed = _allowed(self._tracks, track, self._short)
+      starts = segments.draw_any(rng, allowed, self._short_views)
+      item["short"] = self._read(track, starts, self._short)
+    if self._labels:
+      item["labels"] = self._tracks.labels[track][None].astype(np.int8)
+    return item
+
+  def _read(self, track: int, starts: np.ndarray, length: int) -> np.ndarray:
     return np.stack(
       [
-        self._tracks.read(track, start * BLOCK, self._length * BLOCK)
+        self._tracks.read(track, start * BLOCK, length * BLOCK)
         for start in starts
       ]
     )
@@ -177,5 +244,7 @@ class _Read(grain.transforms.Map):
     return self._tracks.read(track, start * BLOCK, self._length * BLOCK)
 
 
-def _views_first(items: list[np.ndarray]) -> np.ndarray:
-  return np.stack(items, axis=1)
+def _stack(items: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {
+    name: np.stack([item[name] for item in items], axis=1) for name in items[0]
+  }

@@ -87,6 +87,25 @@ def draw(
   return rng.permutation(np.array(starts))
 
 
+def draw_any(
+  rng: np.random.Generator, allowed: np.ndarray, count: int
+) -> np.ndarray | None:
+  """Draws starts independently and uniformly; they may overlap or repeat.
+
+  Args:
+    rng: the generator to draw with.
+    allowed: which starts may be drawn, bool [starts].
+    count: starts to draw.
+
+  Returns:
+    int64 [count]; None when no start is allowed.
+  """
+  starts = np.flatnonzero(allowed)
+  if not starts.size:
+    return None
+  return starts[rng.integers(starts.size, size=count)]
+
+
 def grid(energy: np.ndarray, rms: float, length: int) -> np.ndarray:
   """Returns the sounding ones of a track's consecutive segments.
 

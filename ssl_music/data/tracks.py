@@ -96,6 +96,11 @@ class Tracks:
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_handles": {}}
 
+  def keep_tags(self, columns: Sequence[int]) -> None:
+    """Reduces vocabulary and labels to some columns."""
+    self.tags = [self.tags[column] for column in columns]
+    self.labels = self.labels[:, list(columns)]
+
   def energy(self, track: int) -> np.ndarray:
     """Returns the mean square of a track's blocks, float32 [blocks]."""
     folder = self._parts[self._part[track]][1]

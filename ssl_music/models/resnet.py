@@ -47,6 +47,33 @@ def average_pool(x: jax.Array, size: int) -> jax.Array:
   return x.mean((2, 4))
 
 
+def resize_columns(positions: jax.Array, rows: int, columns: int) -> jax.Array:
+  """Fits positional embeddings to a feature map of another number of columns.
+
+  The grid of positions is interpolated linearly along time, as vision
+  transformers do for images of another size (Dosovitskiy et al., "An Image is
+  Worth 16x16 Words", 2021, section 3.2). Both grids span the same time, and a
+  position stands at the middle of its share of it; before the first and after
+  the last, the nearest one's value holds. The mean token's embedding stays.
+
+  Args:
+    positions: [1 + rows * old columns, channels], the grid row by row.
+    rows: of the feature map, the old and the new.
+    columns: of the new one.
+
+  Returns:
+    [1 + rows * columns, channels].
+  """
+  channels = positions.shape[1]
+  grid = jax.image.resize(
+    positions[1:].reshape(rows, -1, channels),
+    (rows, columns, channels),
+    "linear",
+    antialias=False,
+  )
+  return jnp.concatenate([positions[:1], grid.reshape(-1, channels)])
+
+
 def feature_map_size(size: int, stages: int = 4) -> int:
   """Positions left of `size` bands or frames at the end of the backbone.
 
@@ -161,20 +188,26 @@ class AttentionPool(nn.Module):
     heads: number of attention heads; it must divide the number of channels.
     dtype: type of the computation.
     param_dtype: type of the parameters.
+    resize_positions: whether a feature map of another number of columns than
+      the parameters were made for gets its positions from theirs, by
+      `resize_columns`. The parameters hold a number of positions, no shape:
+      the number of rows must be that which they were made for.
   """
 
   output: int
   heads: int = 8
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
+  resize_positions: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [N, h, w, channels] to [N, output].
 
     Raises:
-      ValueError: if the parameters were made for another number of positions,
-        or `heads` does not divide the number of channels.
+      ValueError: if the parameters were made for another number of positions
+        (with `resize_positions`, one that does not fill h rows), or `heads`
+        does not divide the number of channels.
     """
     n, height, width, channels = x.shape
     if channels % self.heads:
@@ -183,20 +216,29 @@ class AttentionPool(nn.Module):
     # for 63 frames, for instance, the map has two columns.
     shape = (height * width + 1, channels)
     name = "positional_embedding"
+    made_for = shape
     if self.has_variable("params", name):
       made_for = self.get_variable("params", name).shape
-      if made_for != shape:
-        raise ValueError(
-          f"the input leaves a feature map of {height} x {width}, whose "
-          f"positional embedding has shape {shape}, but the weights have "
-          f"{made_for}: they were made for another number of bands or frames"
-        )
+    positions_fit = made_for == shape or (
+      self.resize_positions
+      and made_for[0] > 1
+      and (made_for[0] - 1) % height == 0
+      and made_for[1] == channels
+    )
+    if not positions_fit:
+      raise ValueError(
+        f"the input leaves a feature map of {height} x {width}, whose "
+        f"positional embedding has shape {shape}, but the weights have "
+        f"{made_for}: they were made for another number of bands or frames"
+      )
     positions = self.param(
       name,
       nn.initializers.normal(channels**-0.5),
-      shape,
+      made_for,
       self.param_dtype,
     )
+    if made_for != shape:
+      positions = resize_columns(positions, height, width)
     x = x.reshape(n, height * width, channels)
     tokens = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
     tokens = (tokens + positions).astype(self.dtype)
@@ -252,6 +294,9 @@ class ResNet(nn.Module):
     dtype: type of the computation, e.g. float32 or bfloat16.
     param_dtype: type of parameters and running statistics.
     axis_name: mapped axis for synchronised batch normalisation, or None.
+    resize_positions: whether weights made for another number of frames (of as
+      many bands) are used, with the positional embedding interpolated along
+      time, see `AttentionPool`.
   """
 
   width: int = 16
@@ -261,6 +306,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   axis_name: str | None = None
+  resize_positions: bool = False
 
   @nn.compact
   def __call__(self, spectrogram: jax.Array, *, train: bool) -> jax.Array:
@@ -305,5 +351,11 @@ class ResNet(nn.Module):
           name=f"layer{stage + 1}_{block}",
           **types,
         )(x, train=train)
-    x = AttentionPool(self.output, self.heads, name="attnpool", **types)(x)
+    x = AttentionPool(
+      self.output,
+      self.heads,
+      resize_positions=self.resize_positions,
+      name="attnpool",
+      **types,
+    )(x)
     return x.astype(jnp.promote_types(self.dtype, jnp.float32))

@@ -52,6 +52,22 @@ def test_nothing_to_draw(allowed, gap):
   assert segments.draw(rng, np.array(allowed, bool), 2, gap) is None
 
 
+def test_draws_any_independently_and_uniformly():
+  allowed = np.array([0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 0], bool)
+  expected = set(itertools.product(np.flatnonzero(allowed), repeat=2))
+  rng = np.random.default_rng(0)
+  draws = 60 * len(expected)
+  seen = collections.Counter(
+    tuple(segments.draw_any(rng, allowed, 2)) for _ in range(draws)
+  )
+  assert set(seen) == expected
+  chi = sum((count - 60) ** 2 / 60 for count in seen.values())
+  freedom = len(expected) - 1
+  assert abs(chi - freedom) < 5 * np.sqrt(2 * freedom)
+  assert segments.draw_any(rng, np.zeros(3, bool), 2) is None
+  assert segments.draw_any(rng, np.zeros(0, bool), 2) is None
+
+
 def test_segment_rms_is_that_of_the_samples():
   samples = np.random.default_rng(0).standard_normal((50, 100))
   energy = np.square(samples).mean(axis=1)

@@ -115,3 +115,78 @@ def test_a_single_item_cannot_train_a_hidden_layer(published):
     head.apply(
       variables, golden.head_in()[:1], train=True, mutable="batch_stats"
     )
+
+
+def cosine_reference(variables, x):
+  """A hidden layer by the running statistics, a bottleneck, cosines."""
+  params, stats = jax.tree.map(
+    lambda a: np.asarray(a, np.float64),
+    (variables["params"], variables["batch_stats"]),
+  )
+  norm, running = params["bn_0"], stats["bn_0"]
+  x = x @ params["dense_0"]["kernel"] - running["mean"]
+  x = x / np.sqrt(running["var"] + 1e-5) * norm["scale"] + norm["bias"]
+  x = np.maximum(x, 0) @ params["dense_1"]["kernel"]
+  kernel = params["dense_2"]["kernel"]
+  return np.array(
+    [
+      [row @ v / np.linalg.norm(row) / np.linalg.norm(v) for v in kernel.T]
+      for row in x
+    ]
+  )
+
+
+def test_cosine_equals_the_slow_reference(published):
+  head, variables = published
+  cosine = Head(head.sizes, cosine=True)
+  x = golden.head_in()
+  made = shapes_of(cosine, x)
+  assert set(made["params"]) == {"dense_0", "bn_0", "dense_1", "dense_2"}
+  for name, layer in made["params"].items():
+    assert jax.tree.map(jnp.shape, layer) == jax.tree.map(
+      jnp.shape, variables["params"][name]
+    )
+  projection = cosine.apply(variables, x, train=False)
+  expected = cosine_reference(variables, x)
+  assert golden.relative_error(projection, expected) < 1e-5
+  rough = Head(head.sizes, dtype=jnp.bfloat16, cosine=True).apply(
+    variables, x, train=False
+  )
+  assert rough.dtype == jnp.float32
+  assert 0 < golden.relative_error(rough, expected) < 0.02
+
+
+def test_cosine_ignores_the_scale_of_input_and_kernel():
+  head, x = Head((16,), cosine=True), golden.head_in()
+  kernel = golden.rand("kernel", (64, 16))
+  rng = np.random.default_rng(0)
+  rows, columns = rng.uniform(0.01, 100, (8, 1)), rng.uniform(0.01, 100, 16)
+  apply = lambda kernel, x: head.apply(
+    {"params": {"dense_0": {"kernel": jnp.asarray(kernel)}}}, x, train=False
+  )
+  expected = apply(kernel, x)
+  assert np.abs(expected).max() <= 1
+  for scaled in (
+    apply(kernel, x * rows),
+    apply(kernel * columns, x),
+    -apply(-kernel, x),
+  ):
+    np.testing.assert_allclose(scaled, expected, atol=1e-6)
+  own = apply(np.repeat(x[:1].T, 16, axis=1), x[:1] * 7)
+  np.testing.assert_allclose(own, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("zero", ["input", "kernel", "both"])
+def test_cosine_of_zeros_is_zero_with_a_finite_gradient(zero):
+  head = Head((16,), cosine=True)
+  x = golden.head_in() * (zero == "kernel")
+  kernel = golden.rand("kernel", (64, 16)) * (zero == "input")
+
+  def total(kernel, x):
+    variables = {"params": {"dense_0": {"kernel": kernel}}}
+    projection = head.apply(variables, x, train=False)
+    return projection.sum(), projection
+
+  grads, projection = jax.grad(total, argnums=(0, 1), has_aux=True)(kernel, x)
+  np.testing.assert_array_equal(projection, 0)
+  assert all(np.isfinite(grad).all() for grad in grads)

@@ -15,6 +15,7 @@ from ssl_music.models.resnet import (
   ResNet,
   average_pool,
   feature_map_size,
+  resize_columns,
   torch_uniform,
 )
 
@@ -273,14 +274,114 @@ def test_bad_input_is_refused(settings, shape, message):
     shapes_of(ResNet(**settings), jnp.zeros(shape))
 
 
-def test_weights_for_another_length_are_refused(tiny):
-  network, variables, _ = tiny
-  with pytest.raises(ValueError, match=r"feature map of 8 x 7.*\(9, 32\)"):
+@pytest.mark.parametrize(
+  ("resize_positions", "bands", "frames", "rows", "columns"),
+  [(False, 63, 60, 8, 7), (False, 31, 60, 4, 7), (True, 47, 60, 6, 7)],
+)
+def test_weights_for_another_size_are_refused(
+  tiny, resize_positions, bands, frames, rows, columns
+):
+  _, variables, _ = tiny
+  network = ResNet(**TINY, resize_positions=resize_positions)
+  message = rf"feature map of {rows} x {columns}.*\(9, 32\)"
+  with pytest.raises(ValueError, match=message):
     jax.eval_shape(
       functools.partial(network.apply, train=False),
       variables,
-      jnp.zeros((2, 63, 60)),
+      jnp.zeros((2, bands, frames)),
     )
+
+
+def interpolation(rows, old, new):
+  """The matrix that resizes positional embeddings [1 + rows * old, C]."""
+  middles = (np.arange(new) + 0.5) / new
+  matrix = np.zeros((1 + rows * new, 1 + rows * old))
+  matrix[0, 0] = 1
+  for row in range(rows):
+    for column in range(old):
+      bump = np.interp(
+        middles, (np.arange(old) + 0.5) / old, np.eye(old)[column]
+      )
+      block = slice(1 + row * new, 1 + (row + 1) * new)
+      matrix[block, 1 + row * old + column] = bump
+  return matrix
+
+
+@pytest.mark.parametrize(("old", "new"), [(5, 2), (5, 3), (4, 1), (3, 8)])
+def test_columns_are_resized_by_linear_interpolation(old, new):
+  positions = normal(1 + 4 * old, 6)
+  np.testing.assert_allclose(
+    jax.jit(resize_columns, static_argnums=(1, 2))(positions, 4, new),
+    interpolation(4, old, new) @ positions,
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def test_resized_positions_are_used_and_learn():
+  """A pool for 5 columns on 2 is one whose weights were interpolated to 2."""
+  pool = AttentionPool(output=8, heads=2, resize_positions=True)
+  features, cotangents = normal(3, 4, 2, 16), normal(3, 8, seed=1)
+  params = golden.variables(
+    jax.eval_shape(pool.init, jax.random.key(0), normal(3, 4, 5, 16))
+  )["params"]
+  matrix = interpolation(4, 5, 2)
+  table = (matrix @ params["positional_embedding"]).astype(np.float32)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def answer_and_gradient(pool, params):
+    def loss(params):
+      answer = pool.apply({"params": params}, features)
+      return jnp.sum(answer * cotangents), answer
+
+    gradient, answer = jax.grad(loss, has_aux=True)(params)
+    return answer, gradient
+
+  answer, gradient = answer_and_gradient(pool, params)
+  expected, expected_gradient = answer_and_gradient(
+    AttentionPool(output=8, heads=2),
+    params | {"positional_embedding": table},
+  )
+  close(answer, expected)
+  slope = gradient["positional_embedding"]
+  close(slope, matrix.T @ expected_gradient["positional_embedding"])
+  by_column = np.abs(slope[1:].reshape(4, 5, 16)).max((0, 2))
+  assert (by_column > 0).tolist() == [True, True, False, True, True]
+
+
+def test_the_network_takes_shorter_segments_with_the_same_weights(tiny):
+  _, variables, inputs = tiny
+  short = inputs[..., :12]  # leaves one column instead of two
+  attnpool = dict(variables["params"]["attnpool"])
+  table = interpolation(4, 2, 1) @ attnpool["positional_embedding"]
+  attnpool["positional_embedding"] = table.astype(np.float32)
+  shortened = variables | {
+    "params": variables["params"] | {"attnpool": attnpool}
+  }
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def embed(network, variables):
+    return network.apply(variables, short, train=False)
+
+  close(
+    embed(ResNet(**TINY, resize_positions=True), variables),
+    embed(ResNet(**TINY), shortened),
+  )
+
+
+def test_positions_of_the_same_length_are_not_touched():
+  features = normal(2, 4, 3, 16)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def initial(pool):
+    answer, variables = pool.init_with_output(jax.random.key(0), features)
+    return answer, pool.apply(variables, features), variables
+
+  one, other = (
+    initial(AttentionPool(8, 2, resize_positions=r)) for r in (False, True)
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+  assert other[2]["params"]["positional_embedding"].shape == (13, 16)
 
 
 def test_average_pool_drops_what_fills_no_square():
