@@ -96,7 +96,9 @@ class Log:
       name: float(np.mean([metrics[name] for metrics in fetched]))
       for name in fetched[0]
     }
-    entry |= {k: float(v) for k, v in jax.device_get(describe(**features)).items()}
+    entry |= {
+      k: float(v) for k, v in jax.device_get(describe(**features)).items()
+    }
     entry |= {name: float(rate(step - 1)) for name, rate in self._rates.items()}
     entry |= found
     seconds = time.perf_counter() - self._began

@@ -67,7 +67,9 @@ def init_state(
   if task.follows:
     # Copies: the step donates the state, and no buffer can be given twice.
     state["teacher"] = {
-      kind: {name: jax.tree.map(jnp.copy, networks[kind][name]) for name in TEACHER}
+      kind: {
+        name: jax.tree.map(jnp.copy, networks[kind][name]) for name in TEACHER
+      }
       for kind in KINDS
     }
   if task.init_memory:
@@ -323,9 +325,7 @@ def _in_parts(
     one, variables["batch_stats"], _split(mels, parts)
   )
   # [parts, V, b / parts, …] back to [V, b, …], see `_split`.
-  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(
-    x.shape[1], -1, *x.shape[3:]
-  )
+  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
   return jax.tree.map(join, features), stats
 
 

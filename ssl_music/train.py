@@ -109,7 +109,9 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
         if probe and (save or due("probe_every", done)):
           jax.block_until_ready(state)  # whose time is the step's
           with log.timing("probing"):
-            found = probe({kind: state[kind]["backbone"] for kind in step.KINDS})
+            found = probe(
+              {kind: state[kind]["backbone"] for kind in step.KINDS}
+            )
         if save or found or due("log_every", done):
           log.write(done, seen, found)
         if save:
@@ -134,7 +136,9 @@ def _compile(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   samples = lambda seconds: round(seconds * audio.SAMPLE_RATE)
-  batch = {"views": of_shape(config["views"], samples(data["seconds"]), jnp.int16)}
+  batch = {
+    "views": of_shape(config["views"], samples(data["seconds"]), jnp.int16)
+  }
   if config["short_views"]:
     batch["short"] = of_shape(
       config["short_views"], samples(data["short_seconds"]), jnp.int16

@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
   {"errors", "lock", "progress"},
-  {"augment", "metrics", "schedules", "diagnostics", "parallel"},
-  {"config"},
+  {"augment", "metrics", "schedules", "diagnostics", "collapse", "parallel"},
+  {"config", "optimizer"},
   {"models"},
-  {"pretext", "data", "encoder", "checkpoint", "workdir"},
-  {"features", "train"},
-  {"probe"},
+  {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
+  {"features", "online"},
+  {"train", "probe"},
   {"main", "prepare", "report"},
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}

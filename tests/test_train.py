@@ -1,25 +1,19 @@
-import functools
-import importlib
 import json
-import re
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from ssl_music import checkpoint, lock, parallel, train, workdir
+from ssl_music import checkpoint, lock, train, workdir
 from ssl_music.data import writer
 from ssl_music.errors import InputError
 
-LENGTHS = {"warmup": 2, "total": 12}
-
 
 def losses(folder):
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+  entries = workdir.read_metrics(folder)
+  return {entry["step"]: entry["loss"] for entry in entries}
 
 
 def assert_same(one, other):
@@ -37,16 +31,21 @@ def unbroken(data_dir, tmp_path_factory):
 def test_leaves_metrics_events_and_checkpoints(unbroken):
   config, folder, state = unbroken
   assert state["step"] == 12
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  entries = [json.loads(line) for line in lines]
+  entries = workdir.read_metrics(folder)
   assert [entry["step"] for entry in entries] == [2, 4, 6, 8, 10, 12]
   expected = {
     "accuracy",
+    "collapsed",
+    "embedding_cosine",
     "embedding_rank",
     "embedding_std",
     "gradient_norm",
     "learning_rate",
     "loss",
+    "probing",
+    "projection_cosine",
+    "projection_rank",
+    "projection_std",
     "segments_per_second",
     "step",
     "waiting_for_data",
@@ -55,6 +54,7 @@ def test_leaves_metrics_events_and_checkpoints(unbroken):
   for entry in entries:
     assert set(entry) == expected
     assert 0 <= entry["waiting_for_data"] <= 1
+    assert entry["probing"] == entry["collapsed"] == 0
     assert 1 <= entry["embedding_rank"] <= 16
   assert entries[-1]["learning_rate"] < entries[0]["learning_rate"]
   assert entries[-1]["loss"] < entries[0]["loss"]
@@ -101,7 +101,8 @@ def test_metrics_after_the_checkpoint_are_cut(unbroken, tmp_path):
   _, folder, _ = unbroken
   text = (folder / "metrics.jsonl").read_text() + '{"step": 13, "lo'
   (tmp_path / "metrics.jsonl").write_text(text)
-  with workdir.open_metrics(tmp_path, 6) as write:
+  with workdir.open_metrics(tmp_path, 6) as (entries, write):
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
     write(8, {"loss": 1.0})
   assert sorted(losses(tmp_path)) == [2, 4, 6, 8]
 
@@ -144,15 +145,96 @@ def test_divergence_stops_with_a_word(data_dir, tmp_path):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "vicreg"])
-def test_other_tasks_learn(data_dir, tmp_path, name):
-  get_config = importlib.import_module(f"configs.{name}").get_config
-  config = tiny.pretraining(data_dir)
-  config.pretext = get_config().pretext
-  config.pretext.head = (16, 8)
+def small(data_dir, task, **fields):
+  """A config of any task, of a network with a single block."""
+  config = tiny.pretraining(data_dir, task, **fields)
+  config.model.depths = (1,)
+  return config
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", "vicreg", "supervised"])
+def test_other_tasks_learn(data_dir, tmp_path, task):
+  config = small(data_dir, task, total_steps=40, log_every_steps=10)
   train.train(config, tmp_path)
   found = losses(tmp_path)
-  assert found[12] < found[2]
+  assert found[40] < found[10]
+  assert not any(e["collapsed"] for e in workdir.read_metrics(tmp_path))
+
+
+@pytest.fixture(scope="module", params=["byol", "clustering"])
+def taught(request, data_dir, tmp_path_factory):
+  """A whole run of a task with a teacher, probed while it goes on."""
+  config = small(data_dir, request.param)
+  config.online.data = "tiny"
+  config.probe_every_steps = 3
+  folder = tmp_path_factory.mktemp("taught")
+  return config, folder, jax.device_get(train.train(config, folder))
+
+
+def test_a_teacher_and_its_memory_resume_bit_for_bit(
+  taught, tmp_path, monkeypatch
+):
+  config, folder, state = taught
+  assert ("memory" in state) == (config.pretext.name == "clustering")
+  request = iter([0] * 6 + [signal.SIGTERM])
+  with monkeypatch.context() as patch:
+    patch.setattr(workdir, "stop_on_signals", _fake_signals(request))
+    with pytest.raises(workdir.Stopped, match="at step 7 of 12"):
+      train.train(config, tmp_path)
+  assert_same(jax.device_get(train.train(config, tmp_path)), state)
+  assert losses(tmp_path)[12] == losses(folder)[12]
+  assert not any(e["collapsed"] for e in workdir.read_metrics(tmp_path))
+
+
+def test_teacher_and_student_are_both_there_to_probe(taught):
+  _, folder, state = taught
+  for network, expected in (("student", state), ("teacher", state["teacher"])):
+    _, found = checkpoint.load(folder, network=network)
+    assert_same(
+      found["params"]["backbone"], dict(expected["params"]["backbone"])
+    )
+  student, teacher = state["params"], state["teacher"]["params"]
+  distance = lambda a, b: np.linalg.norm(a["dense_0"]["kernel"] - b)
+  assert distance(student["head"], teacher["head"]["dense_0"]["kernel"]) > 0
+
+
+def test_the_probe_chooses_the_best(taught):
+  config, folder, _ = taught
+  entries = workdir.read_metrics(folder)
+  probed = {e["step"]: e for e in entries if "validation_map" in e}
+  assert sorted(probed) == [3, 4, 6, 8, 9, 12]  # every third, and every save
+  best = max((4, 8, 12), key=lambda step: probed[step]["validation_map"])
+  score = probed[best]["validation_map"]
+  step, _ = checkpoint.load(folder, "best")
+  assert probed[step]["validation_map"] == score
+  assert all(0 < e["probing"] < 1 for e in probed.values())
+  assert config.save_every_steps == 4
+
+
+COLLAPSING = {
+  "byol": {"predictor": (), "momentum": 0.0, "final_momentum": 0.0},
+  "clustering": {
+    "centre_momentum": 1.0,  # the centre stays 0
+    "head": (16, 8, 128),
+    "momentum": 0.0,
+    "final_momentum": 0.0,
+  },
+}
+
+
+@pytest.mark.parametrize("task", COLLAPSING)
+def test_a_collapse_stops_the_run(data_dir, tmp_path, task):
+  config = small(data_dir, task, total_steps=200, on_collapse="stop")
+  config.pretext.update(COLLAPSING[task])
+  config.optimizer.learning_rate = 0.02
+  with pytest.raises(InputError, match=r"collapsed since step \d+: all"):
+    train.train(config, tmp_path)
+  entries = workdir.read_metrics(tmp_path)
+  assert entries[-1]["collapsed"] == 1
+  assert entries[-1]["step"] < 200
+  # Started again, it remembers.
+  with pytest.raises(InputError, match="collapsed since"):
+    train.train(config, tmp_path)
 
 
 def test_mixing_needs_groups_on_every_device(data_dir, tmp_path):
@@ -167,6 +249,12 @@ def test_mixing_needs_groups_on_every_device(data_dir, tmp_path):
   [
     ({"batch": 12}, "does not divide over 8 devices.* to 8 or 16"),
     ({"views": 1}, "1 views"),
+    ({"accumulate": 3}, "does not divide over 24"),
+    ({"short_views": 1, "data.short_seconds": 0.5}, "31 frames, got .* 16"),
+    ({"short_views": 1, "data.short_seconds": 1.5}, "short_seconds"),
+    ({"on_collapse": "weep"}, "on_collapse is 'weep'"),
+    ({"optimizer.name": "sgd"}, "no optimiser 'sgd'"),
+    ({"online.data": "absent"}, "no data set 'absent'"),
     ({"warmup_steps": 12}, "not shorter than the 12 steps"),
     ({"total_steps": 0}, "gives no total"),
     ({"total_epochs": 2}, "total_steps and total_epochs"),
@@ -189,60 +277,3 @@ def test_mistakes_are_explained(data_dir, tmp_path, fields, message):
   with pytest.raises(InputError, match=message):
     train.train(config, tmp_path)
   assert not list(tmp_path.iterdir())
-
-
-@functools.cache
-def settings():
-  # In float64: in float32, the gradients through batch norm are so
-  # ill-conditioned that rounding would hide a mistake of 1 %.
-  config = tiny.pretraining("unused", batch=32)
-  config.model.dtype = "float64"
-  return config.to_dict()
-
-
-@functools.cache
-def stepped(mapping):
-  """State, metrics and embeddings after two steps, by one way of mapping."""
-  with jax.enable_x64(True):
-    rates = train.learning_schedules(settings(), LENGTHS)
-    optimizer = train.make_optimizer(settings(), rates)
-    state = train.init_state(settings(), optimizer)
-    rng = np.random.default_rng(0)
-    batches = rng.integers(-9999, 9999, (2, 2, 32, 16_000)).astype(np.int16)
-    if mapping == "pmap":
-      step = jax.pmap(
-        train.make_train_step(settings(), optimizer),
-        axis_name=parallel.AXIS,
-        in_axes=(None, 1),
-        out_axes=(None, None, 1),
-      )
-      for batch in batches:
-        split = batch.reshape(2, 8, 4, 16_000)
-        state, metrics, embedding = step(state, jnp.asarray(split))
-      embedding = embedding.reshape(2, 32, -1)
-    else:
-      mesh = parallel.make_mesh(jax.devices()[:mapping])
-      step = train.map_train_step(settings(), optimizer, mesh)
-      state = parallel.replicate(state, mesh)
-      for batch in batches:
-        sharded = parallel.shard(batch, mesh, axis=1)
-        state, metrics, embedding = step(state, sharded)
-    return jax.device_get((state, metrics, embedding))
-
-
-@pytest.mark.parametrize("mapping", [8, "pmap"])
-def test_devices_make_no_difference(mapping):
-  one, other = stepped(1), stepped(mapping)
-
-  def compare(path, a, b):
-    # A softmax ignores what the keys' bias adds to all its scores, and the
-    # head's batch norm what the others add to all embeddings: their gradients
-    # are nothing but rounding, which AdamW scales up.
-    name = jax.tree_util.keystr(path)
-    if not re.search(r"\['[kvc]_proj'\]\['bias'\]", name):
-      distance = np.linalg.norm(a - b)
-      assert distance <= 1e-5 * max(np.linalg.norm(a), 1e-3), name
-
-  # Parameters, batch statistics, both of AdamW's moments (which hold the
-  # gradients), loss and gradient norm, and every item's embedding.
-  jax.tree_util.tree_map_with_path(compare, one, other)

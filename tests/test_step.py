@@ -1,0 +1,223 @@
+"""The step that all tasks share: devices, teachers, parts, precision."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ssl_music import optimizer, parallel, step
+from ssl_music.pretext import PRETEXTS, contrastive
+
+LENGTHS = {"warmup": 2, "total": 12, "temperature_warmup": 6}
+TAGS = 3
+
+
+def settings(task, **fields):
+  """A config in float64.
+
+  In float32, the gradients through batch norm are so ill-conditioned that
+  rounding would hide a mistake of 1 %.
+  """
+  config = tiny.pretraining("unused", task, batch=32)
+  config.model.update({"dtype": "float64", "depths": (1,)})
+  config.update_from_flattened_dict(fields)
+  config = config.to_dict()
+  if task == "supervised":
+    config["pretext"]["head"] = (TAGS,)
+  return config
+
+
+def made(config):
+  """The optimiser, the schedules and the first state."""
+  rates = optimizer.learning_schedules(config, LENGTHS)
+  rates |= step.teacher_schedules(config, LENGTHS)
+  updates = optimizer.make_optimizer(config, rates)
+  return updates, rates, step.init_state(config, updates)
+
+
+def batches(config):
+  rng = np.random.default_rng(0)
+  noise = lambda views, seconds: rng.integers(
+    -9999, 9999, (views, config["batch"], round(16_000 * seconds)), np.int16
+  )
+  while True:
+    batch = {"views": noise(config["views"], config["data"]["seconds"])}
+    if config["short_views"]:
+      short = config["data"]["short_seconds"]
+      batch["short"] = noise(config["short_views"], short)
+    if PRETEXTS[config["pretext"]["name"]].labels:
+      shape = (1, config["batch"], TAGS)
+      batch["labels"] = rng.integers(0, 2, shape, np.int8)
+    yield batch
+
+
+@functools.cache
+def stepped(mapping, task, steps=2, **fields):
+  """State, metrics and features after some steps, by one way of mapping."""
+  config = settings(task, **fields)
+  with jax.enable_x64(True):
+    updates, rates, state = made(config)
+    source = batches(config)
+    if mapping == "pmap":
+      run = jax.pmap(
+        step.make_train_step(config, updates, rates),
+        axis_name=parallel.AXIS,
+        in_axes=(None, 1),
+        out_axes=(None, None, 1),
+      )
+      divide = lambda x: x.reshape(x.shape[0], 8, -1, *x.shape[2:])
+      for _ in range(steps):
+        batch = jax.tree.map(divide, next(source))
+        state, metrics, features = run(state, batch)
+      join = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
+      features = jax.tree.map(join, features)
+    else:
+      mesh = parallel.make_mesh(jax.devices()[:mapping])
+      run = step.map_train_step(config, updates, rates, mesh)
+      state = parallel.replicate(state, mesh)
+      for _ in range(steps):
+        batch = parallel.shard(next(source), mesh, axis=1)
+        state, metrics, features = run(state, batch)
+    return jax.device_get((state, metrics, features))
+
+
+def assert_close(one, other):
+  def compare(path, a, b):
+    # A softmax ignores what the keys' bias adds to all its scores, and the
+    # head's batch norm what the others add to all embeddings: their gradients
+    # are nothing but rounding, which AdamW scales up.
+    name = jax.tree_util.keystr(path)
+    if not re.search(r"\['[kvc]_proj'\]\['bias'\]", name):
+      distance = np.linalg.norm(np.float64(a) - b)
+      assert distance <= 2e-5 * max(np.linalg.norm(a), 1e-3), name
+
+  jax.tree_util.tree_map_with_path(compare, one, other)
+
+
+@pytest.mark.parametrize("mapping", [8, "pmap"])
+@pytest.mark.parametrize("task", PRETEXTS)
+def test_devices_make_no_difference(task, mapping):
+  # Parameters, batch statistics, teacher and centre, both of AdamW's moments
+  # (which hold the gradients), every metric, and every item's features.
+  assert_close(stepped(1, task), stepped(mapping, task))
+
+
+@pytest.mark.parametrize(
+  ("task", "fields"),
+  [
+    ("contrastive", {"accumulate": 2}),
+    ("clustering", {"short_views": 2, "data.short_seconds": 0.6}),
+    ("clustering", {"pretext.targets": "sinkhorn", "accumulate": 4}),
+  ],
+)
+def test_nor_do_they_with_options(task, fields):
+  assert_close(stepped(1, task, **fields), stepped(8, task, **fields))
+
+
+def test_the_whole_network_on_eight_devices():
+  fields = {"model.depths": (1, 1, 1, 1)}
+  assert_close(
+    stepped(1, "contrastive", **fields), stepped(8, "contrastive", **fields)
+  )
+
+
+def test_shapes_with_short_views():
+  fields = {"short_views": 2, "data.short_seconds": 0.6}
+  state, metrics, features = stepped(1, "clustering", **fields)
+  shapes = {name: x.shape for name, x in features.items()}
+  assert shapes == {
+    "embedding": (4, 32, 16),
+    "projection": (4, 32, 32),
+    "teacher": (2, 32, 32),
+  }
+  assert state["memory"]["centre"].shape == (1, 32)
+  assert np.abs(state["memory"]["centre"]).max() > 0
+  assert all(np.isfinite(x) for x in metrics.values())
+
+
+@pytest.mark.parametrize("task", ["byol", "clustering"])
+def test_the_teacher_follows(task):
+  """Momentum 0.996 at step 0 (published, equation 1 of BYOL)."""
+  fields = {"pretext.momentum": 0.9, "pretext.final_momentum": 0.9}
+  with jax.enable_x64(True):
+    first = jax.device_get(made(settings(task, **fields))[2])
+  state, _, _ = stepped(1, task, steps=1, **fields)
+  followed = {k: state["params"][k] for k in ("backbone", "head")}
+  initial = {k: first["params"][k] for k in ("backbone", "head")}
+  assert_close(first["teacher"]["params"], initial)
+  expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, initial, followed)
+  assert_close(state["teacher"]["params"], expected)
+  assert "predictor" not in state["teacher"]["params"]
+
+
+def test_byols_teacher_follows_statistics_and_clusterings_does_not():
+  """In training mode they are not used, so all else stays the same."""
+  fields = {"pretext.momentum": 0.5, "pretext.final_momentum": 0.5}
+  stats = lambda state: {
+    k: state["batch_stats"][k] for k in ("backbone", "head")
+  }
+  state, _, _ = stepped(1, "byol", **fields)
+  published = PRETEXTS["byol"]
+  PRETEXTS["byol"] = published._replace(follows=("params",))
+  try:
+    alone, _, _ = stepped.__wrapped__(1, "byol", **fields)
+  finally:
+    PRETEXTS["byol"] = published
+  assert_close(alone["teacher"]["params"], state["teacher"]["params"])
+  own = alone["teacher"]["batch_stats"]
+  between = jax.tree.map(lambda a, b: (a + b) / 2, own, stats(state))
+  assert_close(state["teacher"]["batch_stats"], between)
+  change = (
+    own["backbone"]["stem"]["bn3"]["mean"]
+    - (stats(state)["backbone"]["stem"]["bn3"]["mean"])
+  )
+  assert np.abs(change).max() > 1e-6
+  assert PRETEXTS["clustering"].follows == ("params",)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_the_loss_sees_all_parts(parts):
+  """Without batch norm, parts give the gradients of the whole batch."""
+  rng = np.random.default_rng(0)
+  params = {"w": jnp.asarray(rng.standard_normal((12, 5)), jnp.float32)}
+  mels = [jnp.asarray(rng.standard_normal((2, 8, 3, 4)), jnp.float32)]
+
+  def network(variables, mels):
+    (mel,) = mels
+    flat = mel.reshape(*mel.shape[:2], -1)
+    projection = jnp.tanh(flat @ variables["params"]["w"])
+    seen = variables["batch_stats"]["seen"] + flat.shape[1]
+    return {"prediction": projection}, {"seen": seen}
+
+  def loss_of(features, given):
+    return contrastive.nt_xent(features["prediction"], given["temperature"])
+
+  variables = {"params": params, "batch_stats": {"seen": jnp.zeros(())}}
+  run = lambda parts: step._gradients(
+    network, loss_of, parts, variables, mels, {"temperature": 0.5}
+  )
+  grads, metrics, stats, features = run(1)
+  split = run(parts)
+  np.testing.assert_allclose(split[0]["w"], grads["w"], rtol=1e-5, atol=1e-6)
+  assert split[1] == metrics
+  assert split[2]["seen"] == stats["seen"] == 8
+  np.testing.assert_array_equal(split[3]["prediction"], features["prediction"])
+
+
+@pytest.mark.parametrize("task", ["contrastive", "clustering"])
+def test_bfloat16_leaves_state_and_loss_in_float32(task):
+  config = settings(task, **{"model.dtype": "bfloat16"})
+  updates, rates, state = made(config)
+  mesh = parallel.make_mesh(jax.devices()[:1])
+  run = step.map_train_step(config, updates, rates, mesh)
+  batch = parallel.shard(next(batches(config)), mesh, axis=1)
+  state, metrics, _ = run(parallel.replicate(state, mesh), batch)
+  types = {x.dtype for x in jax.tree.leaves((state, metrics))}
+  assert types <= {np.dtype("float32"), np.dtype("int32")}
+  _, exact, _ = stepped(1, task, steps=1)
+  assert metrics["loss"] == pytest.approx(exact["loss"], rel=0.05)
+  assert metrics["loss"] != exact["loss"]
