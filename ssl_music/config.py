@@ -71,9 +71,9 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
     config.augment.gain = 6.0
     config.augment.equaliser = 3.0
     config.data.workers = 0
-    config.total_steps = 200
-    config.warmup_steps = 20
-    config.save_every_steps = 50
+    config.total_steps = 400
+    config.warmup_steps = 40
+    config.save_every_steps = 100
     config.log_every_steps = 10
   else:
     config.total_steps = 999 * 512
@@ -242,5 +242,6 @@ def _common(preset: str) -> ConfigDict:
     }
   )
   if preset == "laptop":
-    config.model.update({"depths": (1, 1, 1, 1), "output": 512})
+    config.model.update({"width": 8, "depths": (1, 1, 1, 1), "output": 512})
+    config.data.seconds = 2.0
   return config

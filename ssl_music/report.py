@@ -56,7 +56,9 @@ def table(scores: Sequence[Mapping[str, Any]]) -> str:
       for name in METRICS
     ]
     data = f"{one['data']} ({one['fingerprint']})"
-    rows.append([one["encoder"], data, str(one["tracks"]["test"]), *cells])
+    encoder = one["encoder"]
+    encoder += " (teacher)" if one.get("network") == "teacher" else ""
+    rows.append([encoder, data, str(one["tracks"]["test"]), *cells])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rows.insert(1, ["-" * width for width in widths])
   return "\n".join(

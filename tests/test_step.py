@@ -12,6 +12,8 @@ import tiny
 from ssl_music import optimizer, parallel, step
 from ssl_music.pretext import PRETEXTS, contrastive
 
+# What these tests compare does not depend on how well it is compiled.
+QUICK = {"xla_backend_optimization_level": 0}
 LENGTHS = {"warmup": 2, "total": 12, "temperature_warmup": 6}
 TAGS = 3
 
@@ -70,18 +72,22 @@ def stepped(mapping, task, steps=2, **fields):
         out_axes=(None, None, 1),
       )
       divide = lambda x: x.reshape(x.shape[0], 8, -1, *x.shape[2:])
+      compiled = None
       for _ in range(steps):
         batch = jax.tree.map(divide, next(source))
-        state, metrics, features = run(state, batch)
+        compiled = compiled or run.lower(state, batch).compile(QUICK)
+        state, metrics, features = compiled(state, batch)
       join = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
       features = jax.tree.map(join, features)
     else:
       mesh = parallel.make_mesh(jax.devices()[:mapping])
       run = step.map_train_step(config, updates, rates, mesh)
       state = parallel.replicate(state, mesh)
+      compiled = None
       for _ in range(steps):
         batch = parallel.shard(next(source), mesh, axis=1)
-        state, metrics, features = run(state, batch)
+        compiled = compiled or run.lower(state, batch).compile(QUICK)
+        state, metrics, features = compiled(state, batch)
     return jax.device_get((state, metrics, features))
 
 
@@ -93,7 +99,7 @@ def assert_close(one, other):
     name = jax.tree_util.keystr(path)
     if not re.search(r"\['[kvc]_proj'\]\['bias'\]", name):
       distance = np.linalg.norm(np.float64(a) - b)
-      assert distance <= 2e-5 * max(np.linalg.norm(a), 1e-3), name
+      assert distance <= 1e-4 * max(np.linalg.norm(a), 1e-3), name
 
   jax.tree_util.tree_map_with_path(compare, one, other)
 
@@ -156,15 +162,17 @@ def test_the_teacher_follows(task):
 
 def test_byols_teacher_follows_statistics_and_clusterings_does_not():
   """In training mode they are not used, so all else stays the same."""
+  # Three steps: the first one's learning rate is as good as 0.
+  steps = 3
   fields = {"pretext.momentum": 0.5, "pretext.final_momentum": 0.5}
   stats = lambda state: {
     k: state["batch_stats"][k] for k in ("backbone", "head")
   }
-  state, _, _ = stepped(1, "byol", **fields)
+  state, _, _ = stepped(1, "byol", steps, **fields)
   published = PRETEXTS["byol"]
   PRETEXTS["byol"] = published._replace(follows=("params",))
   try:
-    alone, _, _ = stepped.__wrapped__(1, "byol", **fields)
+    alone, _, _ = stepped.__wrapped__(1, "byol", steps, **fields)
   finally:
     PRETEXTS["byol"] = published
   assert_close(alone["teacher"]["params"], state["teacher"]["params"])

@@ -1,0 +1,202 @@
+"""Scores settings of pre-training without looking at a test track.
+
+Each setting pre-trains the laptop preset's network on the training tracks of
+the data sets, pooled. Its score is the macro mAP
+of a ridge regression on the mean embeddings of training and validation tracks,
+each track predicted from the other folds of five, three times over, over the
+tags with five tracks or more. (A few dozen validation tracks alone would tell
+nothing apart.) Settings that are done are not run again.
+
+  python -m benchmarks.search augmentation --data=a+b --out=runs/search
+  python -m benchmarks.search tasks --data=a+b --out=runs/search
+  python -m benchmarks.search floors --data=a+b --out=runs/search
+"""
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ssl_music import config as defaults
+from ssl_music import features, parallel, train, workdir
+from ssl_music.data.tracks import Tracks
+
+_DATA = flags.DEFINE_string("data", None, "Data sets, a+b.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Where runs are kept.", required=True)
+_STEPS = flags.DEFINE_integer("steps", 200, "Steps of each run.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of network and pre-training.")
+_TAGS = flags.DEFINE_string("tags", "", "Prefixes of the tags to score, 'a,b'.")
+_PART = flags.DEFINE_string("part", "0/1", "i/n runs each n-th setting.")
+
+Setting = tuple[str, str, dict]  # task, label, what differs from its config
+
+SEGMENTS = 8  # of a track
+FLOORS = 5  # untrained networks
+OFF = {"augment.gain": 0.0, "augment.equaliser": 0.0, "augment.noise": 0.0}
+STRENGTHS = {
+  "gain": (6.0, 12.0),
+  "equaliser": (3.0, 8.0),
+  "mix": (0.1, 0.3),
+  "noise": (0.03, 0.3),
+  "crop_time": (0.1, 0.3),
+  "crop_frequency": (0.1, 0.3),
+}
+TOGETHER = {
+  "gain 6, equaliser 3": {"gain": 6.0, "equaliser": 3.0},
+  "gain 12, equaliser 6": {"gain": 12.0, "equaliser": 6.0},
+  "all, mild": {
+    "gain": 6.0,
+    "equaliser": 3.0,
+    "mix": 0.1,
+    "crop_time": 0.1,
+    "crop_frequency": 0.1,
+    "time_masks": 1,
+    "time_mask_width": 8,
+    "frequency_masks": 1,
+    "frequency_mask_width": 8,
+  },
+  "all, strong": {
+    "gain": 12.0,
+    "equaliser": 6.0,
+    "mix": 0.3,
+    "noise": 0.1,
+    "crop_time": 0.3,
+    "crop_frequency": 0.3,
+    "time_masks": 2,
+    "frequency_masks": 2,
+  },
+}
+RATE = "optimizer.learning_rate"
+SINKHORN = {"pretext.targets": "sinkhorn"}
+COSINE = {"pretext.cosine_prototypes": True}
+
+
+def augmentation() -> Iterator[Setting]:
+  """Contrastive, with one operation at a time, then with several."""
+  yield "contrastive", "none", OFF
+  for name, values in STRENGTHS.items():
+    for value in values:
+      yield "contrastive", f"{name} {value:g}", OFF | {f"augment.{name}": value}
+  for axis in ("time", "frequency"):
+    for count, width in ((1, 8), (2, 16)):
+      masks = {
+        f"augment.{axis}_masks": count,
+        f"augment.{axis}_mask_width": width,
+      }
+      yield "contrastive", f"{axis} masks {count} x {width}", OFF | masks
+  for label, values in TOGETHER.items():
+    changes = {f"augment.{name}": value for name, value in values.items()}
+    yield "contrastive", label, OFF | changes
+
+
+def tasks() -> Iterator[Setting]:
+  """Each task's learning rate, and what else it is sensitive to."""
+  quiet = OFF | {"augment.noise": 0.03}
+  for rate in (5e-4, 2e-3, 5e-3):
+    for task in ("byol", "barlow_twins", "vicreg", "clustering", "contrastive"):
+      yield task, f"rate {rate:g}", quiet | {RATE: rate}
+  one = lambda name, value: quiet | {f"pretext.{name}": value}
+  yield "contrastive", "temperature 0.1", one("temperature", 0.1)
+  yield "byol", "momentum 0.9", one("momentum", 0.9)
+  yield "byol", "momentum 0.996", one("momentum", 0.996)
+  yield "barlow_twins", "off-diagonal 5", one("off_diagonal", 5.0)
+  yield "vicreg", "covariance 10", one("covariance", 10.0)
+  yield "clustering", "momentum 0.9", one("momentum", 0.9)
+  yield "clustering", "cosine prototypes", quiet | COSINE
+  yield "clustering", "Sinkhorn", quiet | SINKHORN
+  yield "clustering", "Sinkhorn, cosine", quiet | SINKHORN | COSINE
+  yield "clustering", "mean entropy 1", one("mean_entropy", 1.0)
+
+
+SEARCHES = {"augmentation": augmentation, "tasks": tasks}
+
+
+def track_vectors(encoder: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean embeddings [tracks, D] and labels of train and validation."""
+  config = defaults.probing()
+  config.encoder, config.seed = encoder, _SEED.value
+  tracks = Tracks(name, ("train", "validation"))
+  frozen = features.load_encoder(config, Tracks(name, ("train",)))
+  where = features.choose_segments(tracks, frozen.seconds, SEGMENTS)
+  (vectors,) = features.embed_segments(
+    frozen, [(tracks, where)], batch=64, mesh=parallel.make_mesh()
+  )
+  owners = where[:, 0]
+  used = np.unique(owners)
+  means = np.stack([vectors[owners == track].mean(axis=0) for track in used])
+  columns = features.choose_tags(name, tracks.tags, _TAGS.value, option="tags")
+  return means, tracks.labels[np.ix_(used, columns)]
+
+
+def cross_validate(x: np.ndarray, y: np.ndarray) -> float:
+  """Returns the macro mAP of ridge regression on held-out folds."""
+  scores = []
+  for repeat in range(3):
+    predicted = np.zeros(y.shape)
+    for fit, rest in KFold(5, shuffle=True, random_state=repeat).split(x):
+      model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11)))
+      predicted[rest] = model.fit(x[fit], y[fit]).predict(x[rest])
+    scores += [
+      average_precision_score(y[:, tag], predicted[:, tag])
+      for tag in np.flatnonzero(y.sum(axis=0) >= 5)
+    ]
+  return float(np.mean(scores))
+
+
+def score(encoder: str) -> list[float]:
+  """Returns the score of an encoder on each data set."""
+  names = _DATA.value.split("+")
+  return [cross_validate(*track_vectors(encoder, name)) for name in names]
+
+
+def run(search: str, setting: Setting) -> list[float]:
+  """Pre-trains with a setting, unless that is done, and scores it."""
+  task, label, changes = setting
+  name = f"{task}_{label}".replace(" ", "_").replace(",", "")
+  folder = Path(_OUT.value) / f"{search}_{_STEPS.value}_{_SEED.value}" / name
+  config = importlib.import_module(f"configs.{task}").get_config()
+  config.data.name, config.seed = _DATA.value, _SEED.value
+  config.total_steps = config.save_every_steps = _STEPS.value
+  config.update_from_flattened_dict(changes)
+  file = folder / "score.json"
+  if not file.exists():
+    train.train(config, folder)
+    file.write_text(json.dumps(score(str(folder))))
+  collapsed = workdir.read_metrics(folder)[-1]["collapsed"]
+  show(f"{task}: {label}", json.loads(file.read_text()), collapsed)
+  return json.loads(file.read_text())
+
+
+def show(label: str, scores: list[float], collapsed: float = 0.0) -> None:
+  """Prints a row of the table."""
+  cells = [f"{value:.3f}" for value in (np.mean(scores), *scores)]
+  cells += ["collapsed"] if collapsed else []
+  print(f"| {label} | {' | '.join(cells)} |", flush=True)
+
+
+def main(argv: list[str]) -> None:
+  """Prints the scores of a search."""
+  logging.set_verbosity(logging.WARNING)
+  print(f"| setting | mean | {_DATA.value.replace('+', ' | ')} |")
+  if argv[1:] == ["floors"]:
+    show("mel", score("mel"))
+    for _ in range(FLOORS):
+      show(f"random, seed {_SEED.value}", score("random"))
+      flags.FLAGS.seed += 1
+    return
+  (search,) = argv[1:]
+  part, parts = map(int, _PART.value.split("/"))
+  for setting in list(SEARCHES[search]())[part::parts]:
+    run(search, setting)
+
+
+if __name__ == "__main__":
+  app.run(main)
