@@ -55,4 +55,5 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.pretext.targets = "sinkhorn"
     config.pretext.momentum = 0.98
     config.temperature_warmup_steps = 50
+    config.optimizer.learning_rate = 5e-4
   return config
