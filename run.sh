@@ -36,7 +36,8 @@ fi
 
 run() { .venv/bin/python -m ssl_music.main "$@"; }
 export TFDS_DATA_DIR=${TFDS_DATA_DIR:-$PWD/runs/data}
-run --config=configs/contrastive.py --workdir=runs/demo/contrastive
+run --config=configs/contrastive.py --config.online.data=demo \
+  --workdir=runs/demo/contrastive
 for encoder in mel random runs/demo/contrastive; do
   run --config=configs/probe.py --config.encoder="$encoder" \
     --workdir="runs/demo/probe_$(basename "$encoder")"

@@ -5,7 +5,7 @@ steps take turns on the same random audio, so that what else the machine does
 hits all alike. Of each task the median time and the median of its ratios to
 the contrastive step of the same round are printed.
 
-  python benchmarks/pretext_cost.py --preset=laptop --rounds=10
+  python -m benchmarks.pretext_cost --preset=laptop --rounds=10
 """
 
 import importlib

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from ssl_music import config as defaults
 from ssl_music import features, parallel, train, workdir
 from ssl_music.data.tracks import Tracks
+from ssl_music.errors import InputError
 
 _DATA = flags.DEFINE_string("data", None, "Data sets, a+b.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Where runs are kept.", required=True)
@@ -75,8 +76,18 @@ TOGETHER = {
   },
 }
 RATE = "optimizer.learning_rate"
-SINKHORN = {"pretext.targets": "sinkhorn"}
-COSINE = {"pretext.cosine_prototypes": True}
+# What a task's settings were before this search, and differ from in each row.
+BEFORE = {
+  "contrastive": {},
+  "byol": {"pretext.momentum": 0.98},
+  "clustering": {
+    "pretext.targets": "centring",
+    "pretext.cosine_prototypes": False,
+    "pretext.momentum": 0.98,
+  },
+  "barlow_twins": {"pretext.off_diagonal": 1.0},
+  "vicreg": {"pretext.covariance": 1.0},
+}
 
 
 def augmentation() -> Iterator[Setting]:
@@ -99,21 +110,30 @@ def augmentation() -> Iterator[Setting]:
 
 def tasks() -> Iterator[Setting]:
   """Each task's learning rate, and what else it is sensitive to."""
-  quiet = OFF | {"augment.noise": 0.03}
-  for rate in (5e-4, 2e-3, 5e-3):
-    for task in ("byol", "barlow_twins", "vicreg", "clustering", "contrastive"):
-      yield task, f"rate {rate:g}", quiet | {RATE: rate}
-  one = lambda name, value: quiet | {f"pretext.{name}": value}
-  yield "contrastive", "temperature 0.1", one("temperature", 0.1)
-  yield "byol", "momentum 0.9", one("momentum", 0.9)
-  yield "byol", "momentum 0.996", one("momentum", 0.996)
-  yield "barlow_twins", "off-diagonal 5", one("off_diagonal", 5.0)
-  yield "vicreg", "covariance 10", one("covariance", 10.0)
-  yield "clustering", "momentum 0.9", one("momentum", 0.9)
-  yield "clustering", "cosine prototypes", quiet | COSINE
-  yield "clustering", "Sinkhorn", quiet | SINKHORN
-  yield "clustering", "Sinkhorn, cosine", quiet | SINKHORN | COSINE
-  yield "clustering", "mean entropy 1", one("mean_entropy", 1.0)
+
+  def setting(task: str, label: str, rate: float = 2e-3, **changes) -> Setting:
+    changes = {f"pretext.{name}": value for name, value in changes.items()}
+    label = f"{label} rate {rate:g}".strip()
+    return task, label, BEFORE[task] | {RATE: rate} | changes
+
+  for task in BEFORE:
+    for rate in (5e-4, 2e-3, 5e-3):
+      yield setting(task, "", rate)
+  yield setting("contrastive", "temperature 0.1", temperature=0.1)
+  yield setting("byol", "momentum 0.9", momentum=0.9)
+  for rate in (2e-4, 5e-4, 2e-3):
+    yield setting("byol", "momentum 0.996", rate, momentum=0.996)
+  yield setting("barlow_twins", "off-diagonal 5", off_diagonal=5.0)
+  yield setting("vicreg", "covariance 10", covariance=10.0)
+  yield setting("clustering", "momentum 0.9", momentum=0.9)
+  cosine = {"cosine_prototypes": True}
+  yield setting("clustering", "cosine", **cosine)
+  for label, more in (("", {}), (" cosine", cosine)):
+    entropy = {"mean_entropy": 1.0} | more
+    yield setting("clustering", f"entropy{label}", **entropy)
+    for rate in (5e-4, 2e-3):
+      sinkhorn = {"targets": "sinkhorn"} | more
+      yield setting("clustering", f"Sinkhorn{label}", rate, **sinkhorn)
 
 
 SEARCHES = {"augmentation": augmentation, "tasks": tasks}
@@ -157,22 +177,26 @@ def score(encoder: str) -> list[float]:
   return [cross_validate(*track_vectors(encoder, name)) for name in names]
 
 
-def run(search: str, setting: Setting) -> list[float]:
-  """Pre-trains with a setting, unless that is done, and scores it."""
+def run(search: str, setting: Setting) -> None:
+  """Pre-trains with a setting, unless that is done, and shows its score."""
   task, label, changes = setting
   name = f"{task}_{label}".replace(" ", "_").replace(",", "")
   folder = Path(_OUT.value) / f"{search}_{_STEPS.value}_{_SEED.value}" / name
   config = importlib.import_module(f"configs.{task}").get_config()
   config.data.name, config.seed = _DATA.value, _SEED.value
   config.total_steps = config.save_every_steps = _STEPS.value
+  config.warmup_steps = _STEPS.value // 10
   config.update_from_flattened_dict(changes)
   file = folder / "score.json"
   if not file.exists():
-    train.train(config, folder)
+    try:
+      train.train(config, folder)
+    except InputError as error:  # diverged: the other settings go on
+      print(f"| {task}: {label} | {error} |", flush=True)
+      return
     file.write_text(json.dumps(score(str(folder))))
   collapsed = workdir.read_metrics(folder)[-1]["collapsed"]
   show(f"{task}: {label}", json.loads(file.read_text()), collapsed)
-  return json.loads(file.read_text())
 
 
 def show(label: str, scores: list[float], collapsed: float = 0.0) -> None:

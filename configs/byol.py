@@ -15,9 +15,9 @@ Searched on real music (`benchmarks/search.py`: 216 training tracks, 200 steps
 of the laptop's network; cross-validated mAP on training and validation tracks,
 one run each, an untrained network .392 +- .021 over five seeds):
 
-  momentum 0.98  rate 5e-4 .351, 2e-3 .296, 5e-3 .294
-  momentum 0.9   2e-3 .312
-  momentum 0.996 @BYOL@
+  momentum 0.98   rate 5e-4 .351, 2e-3 .296, 5e-3 .294
+  momentum 0.9    rate 2e-3 .312
+  momentum 0.996  rate 2e-4 .357, 5e-4 .367, 2e-3 .330
 
 None is above the untrained network: in 200 steps BYOL narrows its embedding
 (effective rank 5 to 25 of 96; contrastive 28) and has not recovered yet. It is

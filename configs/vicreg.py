@@ -16,7 +16,7 @@ of the laptop's network; cross-validated mAP on training and validation tracks,
 one run each, an untrained network .392 +- .021 over five seeds):
 
   rate 5e-4 .415, 2e-3 .391, 5e-3 .359
-  covariance 10: .444 at 2e-3@VIC@, with a projection of a higher rank (65,
+  covariance 10: .444 at 2e-3, with a projection of a higher rank (65,
   not 14)
 """
 

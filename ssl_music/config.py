@@ -71,6 +71,7 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
     config.augment.gain = 6.0
     config.augment.equaliser = 3.0
     config.data.workers = 0
+    config.data.short_seconds = 1.0
     config.total_steps = 400
     config.warmup_steps = 40
     config.save_every_steps = 100

@@ -14,7 +14,7 @@ def explained() -> Iterator[None]:
   """Makes an `InputError` of what a config's wrong value raises."""
   try:
     yield
-  except (TypeError, ValueError) as error:
+  except (ArithmeticError, TypeError, ValueError) as error:
     raise InputError(f"{error}: change the config") from error
 
 

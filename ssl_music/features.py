@@ -131,12 +131,15 @@ def choose_tags(
   """
   beginnings = tuple(p for p in prefixes.split(",") if p) or ("",)
   columns = [i for i, tag in enumerate(tags) if tag.startswith(beginnings)]
+  if not tags:
+    raise InputError(
+      f"data set {name} has no tags: name a single one that was prepared with a"
+      " manifest that has some (several joined by + count as having none)"
+    )
   if not columns:
     raise InputError(
-      f"data set {name} has no tags"
-      + (f" that begin with {prefixes}" if tags else "")
-      + ": prepare it with a manifest that has some, or choose others with"
-      f" --config.{option}"
+      f"data set {name} has no tags that begin with {prefixes}: choose others"
+      f" with --config.{option}"
     )
   return columns
 

@@ -39,13 +39,23 @@ class Log:
       lengths: of the run's phases, in steps.
     """
     self._config, self._rates, self._write = config, rates, write
-    self._entries, self._lengths = list(entries), lengths
+    self._entries = [
+      e for e in entries if e["step"] % lengths["log_every"] == 0
+    ]
+    self._lengths = lengths
     self._segments = config.batch * (config.views + config.short_views)
     self._bar = progress.bar(
       total=lengths["total"], initial=first, unit="step", desc="pre-train"
     )
     self._metrics: list[dict] = []  # of each step since the last entry
-    self._losses: list[float] = []  # of each step since the last save
+    # Of each step since the last save on the grid; a resumed run has the means
+    # of its entries, which tile the steps.
+    self._losses: list[float] = []
+    last, before = first // lengths["save_every"] * lengths["save_every"], 0
+    for entry in entries:
+      new = entry["step"] - max(before, last)
+      self._losses += [entry["loss"]] * max(new, 0)
+      before = entry["step"]
     self._verdict: str | None = None
     self._start_clocks()
 
@@ -102,9 +112,12 @@ class Log:
     entry |= {name: float(rate(step - 1)) for name, rate in self._rates.items()}
     entry |= found
     seconds = time.perf_counter() - self._began
-    entry["segments_per_second"] = len(losses) * self._segments / seconds
+    training = seconds - self._times["probing"]
+    entry["segments_per_second"] = len(losses) * self._segments / training
     entry |= {name: spent / seconds for name, spent in self._times.items()}
-    self._entries.append({"step": step} | entry)
+    # Entries off the grid, of a signal or a probe, would be counted twice.
+    if step % self._lengths["log_every"] == 0:
+      self._entries.append({"step": step} | entry)
     before = self._verdict
     self._verdict = collapse.watch(
       self._entries,

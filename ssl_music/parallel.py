@@ -65,16 +65,23 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def check_divides(batch: int, devices: int) -> None:
-  """Checks that a batch can be divided evenly.
+def check_divides(batch: int, devices: int, parts: int = 1) -> None:
+  """Checks that a batch can be divided evenly over devices.
+
+  Args:
+    batch: its size.
+    devices: their number.
+    parts: into which each device divides its share again.
 
   Raises:
     InputError: it cannot; the message names the nearest sizes.
   """
-  if batch % devices:
-    lower = batch // devices * devices
+  pieces = devices * parts
+  if batch % pieces:
+    lower = batch // pieces * pieces
+    over = f"{devices} devices" + (f" in {parts} parts" if parts > 1 else "")
     near = f"{lower} or " if lower else ""
     raise InputError(
-      f"a batch of {batch} does not divide over {devices} devices: set"
-      f" --config.batch to {near}{lower + devices}"
+      f"a batch of {batch} does not divide over {over}: set"
+      f" --config.batch to {near}{lower + pieces}"
     )

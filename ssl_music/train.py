@@ -14,6 +14,7 @@ from ssl_music import (
   online,
   optimizer,
   parallel,
+  pretext,
   step,
   workdir,
 )
@@ -52,10 +53,6 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
   check(config, mesh)
   demo.ensure(config.data.name, config.data.data_dir)
   tracks = Tracks(config.data.name, config.data.splits, config.data.data_dir)
-  # Into the config that a resumed run must equal.
-  settings["data"]["fingerprint"] = fingerprint(
-    zip(tracks.splits, tracks.ids, map(str, tracks.samples), strict=True), ()
-  )
   task = PRETEXTS[config.pretext.name]
   if task.labels:
     tracks.keep_tags(
@@ -65,6 +62,10 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
     )
     settings["data"]["labels"] = list(tracks.tags)
     settings["pretext"]["head"] = (*config.pretext.head, len(tracks.tags))
+  # Into the config that a resumed run must equal.
+  rows = [tracks.splits, tracks.ids, map(str, tracks.samples)]
+  rows += [map(str, tracks.labels.tolist())] if task.labels else []
+  settings["data"]["fingerprint"] = fingerprint(zip(*rows, strict=True), ())
   batches = pipeline.pretraining_batches(
     tracks,
     seconds=config.data.seconds,
@@ -104,9 +105,11 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
         state, metrics, seen = run_step(state, batch)
         log.step(metrics)
         stop = stop_requested()
-        save = stop or done == total or due("save_every", done)
+        # What a signal asks for is off the grid, and no candidate for best.
+        candidate = done == total or due("save_every", done)
+        save = stop or candidate
         found = {}
-        if probe and (save or due("probe_every", done)):
+        if probe and (candidate or due("probe_every", done)):
           jax.block_until_ready(state)  # whose time is the step's
           with log.timing("probing"):
             found = probe(
@@ -115,8 +118,8 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
         if save or found or due("log_every", done):
           log.write(done, seen, found)
         if save:
-          # What a signal asked for is off the grid, and no candidate for best.
-          quality = None if stop else {"loss": log.loss_since_save(), **found}
+          loss = log.loss_since_save() if candidate else None
+          quality = {"loss": loss, **found} if candidate else None
           checkpoint.save(saved, done, state, quality)
         if stop and done < total:
           raise workdir.Stopped(done, total, stop)
@@ -159,11 +162,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     ("batch", "accumulate", "frontend.hop"),
     ("seed", "data.workers", "short_views"),
   )
-  if config.pretext.name not in PRETEXTS:
-    raise InputError(
-      f"no pretext task {config.pretext.name!r}: set --config.pretext.name to"
-      f" one of {', '.join(PRETEXTS)}"
-    )
+  pretext.check(config.pretext)
   if config.on_collapse not in ("warn", "stop"):
     raise InputError(
       f"on_collapse is {config.on_collapse!r}: set --config.on_collapse to warn"
@@ -176,15 +175,18 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
       f"{config.views} views of a track are too few for {config.pretext.name}:"
       f" set --config.views to {least} or more"
     )
-  predictor = config.pretext.get("predictor", ())
-  if predictor and predictor[-1] != config.pretext.head[-1]:
+  if task.labels and "tags" not in config.data:
     raise InputError(
-      f"the predictor puts out {predictor[-1]} values and the head"
-      f" {config.pretext.head[-1]}, which the loss compares: give"
-      " --config.pretext.predictor and --config.pretext.head the same last size"
+      "the config says nothing of tags to learn: start from"
+      " configs/supervised.py"
+    )
+  if config.batch < 2 and not task.labels:
+    raise InputError(
+      f"in a batch of {config.batch} there is nothing to compare a track with:"
+      " set --config.batch to 2 or more"
     )
   optimizer.check(config)
-  parallel.check_divides(config.batch, mesh.size * config.accumulate)
+  parallel.check_divides(config.batch, mesh.size, config.accumulate)
   seconds = [config.data.seconds]
   seconds += [config.data.short_seconds] if config.short_views else []
   with explained():
@@ -205,6 +207,11 @@ def _lengths(config: ConfigDict, steps_per_epoch: int) -> dict[str, int]:
     for name in (*_LENGTHS, *_OPTIONAL)
     if f"{name}_steps" in config
   }
+  if lengths["probe_every"] and not config.online.data:
+    raise InputError(
+      "the config says how often to probe, but not on what: name a data set"
+      " with --config.online.data, or unset probe_every"
+    )
   for name in _LENGTHS:
     if not lengths[name]:
       raise InputError(

@@ -315,5 +315,5 @@ def test_unfit_data_sets_are_explained(tmp_path):
     online.prepare(config(tmp_path / "a"), parallel.make_mesh())
   bare = [track | {"tags": []} for track in tiny.tracks()]
   writer.write("hard", bare, tiny.waveform, tags=[], data_dir=tmp_path / "b")
-  with pytest.raises(InputError, match="hard has no tags: prepare"):
+  with pytest.raises(InputError, match="hard has no tags: name a single one"):
     online.prepare(config(tmp_path / "b"), parallel.make_mesh())

@@ -249,7 +249,11 @@ def test_mixing_needs_groups_on_every_device(data_dir, tmp_path):
   [
     ({"batch": 12}, "does not divide over 8 devices.* to 8 or 16"),
     ({"views": 1}, "1 views"),
-    ({"accumulate": 3}, "does not divide over 24"),
+    ({"accumulate": 3}, "divide over 8 devices in 3 parts.* to 24"),
+    ({"pretext.name": "byol"}, "lacks predictor, .* from configs/byol.py"),
+    ({"pretext.temperature": 0.0}, "temperature=0.0 is out of range"),
+    ({"pretext.head": ()}, "head has no layer"),
+    ({"probe_every_steps": 2}, "how often to probe"),
     ({"short_views": 1, "data.short_seconds": 0.5}, "31 frames, got .* 16"),
     ({"short_views": 1, "data.short_seconds": 1.5}, "short_seconds"),
     ({"on_collapse": "weep"}, "on_collapse is 'weep'"),
