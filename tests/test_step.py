@@ -117,7 +117,7 @@ def test_devices_make_no_difference(task, mapping):
   [
     ("contrastive", {"accumulate": 2}),
     ("clustering", {"short_views": 2, "data.short_seconds": 0.6}),
-    ("clustering", {"pretext.targets": "sinkhorn", "accumulate": 4}),
+    ("clustering", {"pretext.targets": "centring", "accumulate": 4}),
   ],
 )
 def test_nor_do_they_with_options(task, fields):

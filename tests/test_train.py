@@ -214,7 +214,9 @@ def test_the_probe_chooses_the_best(taught):
 COLLAPSING = {
   "byol": {"predictor": (), "momentum": 0.0, "final_momentum": 0.0},
   "clustering": {
+    "targets": "centring",
     "centre_momentum": 1.0,  # the centre stays 0
+    "cosine_prototypes": False,
     "head": (16, 8, 128),
     "momentum": 0.0,
     "final_momentum": 0.0,
