@@ -26,6 +26,7 @@ def settings(task, **fields):
   """
   config = tiny.pretraining("unused", task, batch=32)
   config.model.update({"dtype": "float64", "depths": (1,)})
+  config.augment.update({"gain": 0.0, "equaliser": 0.0})  # slow to compile
   config.update_from_flattened_dict(fields)
   config = config.to_dict()
   if task == "supervised":
@@ -125,7 +126,7 @@ def test_nor_do_they_with_options(task, fields):
 
 
 def test_the_whole_network_on_eight_devices():
-  fields = {"model.depths": (1, 1, 1, 1)}
+  fields = {"model.depths": (1, 1, 1, 1), "augment.gain": 6.0}
   assert_close(
     stepped(1, "contrastive", **fields), stepped(8, "contrastive", **fields)
   )
