@@ -1,12 +1,12 @@
 """What a run says of itself while it goes on."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from ssl_music import collapse, progress
@@ -130,7 +130,8 @@ class Log:
       f"loss {entry['loss']:.3f}, {entry['segments_per_second']:.0f} segments/s"
     )
     if self._verdict and not before:
-      logging.warning("%s", self._verdict)
+      # Not by the logger: Orbax's chatter is silenced there.
+      self._bar.write(f"warning: {self._verdict}", file=sys.stderr)
     self._losses += losses
     self._metrics = []
     self._start_clocks()

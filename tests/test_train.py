@@ -225,12 +225,13 @@ COLLAPSING = {
 
 
 @pytest.mark.parametrize("task", COLLAPSING)
-def test_a_collapse_stops_the_run(data_dir, tmp_path, task):
+def test_a_collapse_stops_the_run(data_dir, tmp_path, capsys, task):
   config = small(data_dir, task, total_steps=200, on_collapse="stop")
   config.pretext.update(COLLAPSING[task])
   config.optimizer.learning_rate = 0.02
   with pytest.raises(InputError, match=r"collapsed since step \d+: all"):
     train.train(config, tmp_path)
+  assert capsys.readouterr().err.count("warning: collapsed since step") == 1
   entries = workdir.read_metrics(tmp_path)
   assert entries[-1]["collapsed"] == 1
   assert entries[-1]["step"] < 200
