@@ -107,6 +107,8 @@ def probing(preset: str = "laptop") -> ConfigDict:
   config.network = "student"  # or "teacher", of tasks that have one
   config.data.name = "demo"
   config.data.tags = ""  # prefixes of the tags to probe, "a,b"; "": all
+  # Score a benchmark though test tracks are missing, and say how many.
+  config.allow_missing = False
   config.embed_batch = 64  # segments
   config.probe = ConfigDict(
     {

@@ -1,66 +1,153 @@
 """Makes data sets: `python -m ssl_music.prepare folder --source=DIR`.
 
-What is slow to import is imported in `main`: worker processes import this
-module too, and need none of it.
+`python -m ssl_music.prepare check folder --source=DIR` examines the same
+source first. What is slow to import is imported where it is used: worker
+processes import this module too, and need none of it.
 """
 
 import argparse
+import csv
+import importlib
 import os
 import re
+import shlex
 import signal
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 from ssl_music.errors import InputError, report
 
+# Each kind is a module of `ssl_music.data`; here what its `plan` takes besides
+# the source and --max_seconds.
+KINDS = {
+  "folder": ("manifest", "seed"),
+  "magnatagatune": ("split", "split_files"),
+  "mtg_jamendo": ("subset", "split", "audio_dir"),
+  "million_song": ("split", "split_files", "paths", "tags"),
+  "gtzan": (),
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
-  """Prepares the data set that the command line names.
+  """Prepares or checks the data set that the command line names.
+
+  Returns:
+    the exit code: 1 where a check found something missing or unusable.
 
   Raises:
     InputError: what is wrong with the input, in one sentence.
   """
+  arguments = sys.argv[1:] if arguments is None else arguments
   options = _parser().parse_args(arguments)
-  if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name or options.kind):
+  if options.name and not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
     raise InputError(
       f"--name={options.name} is no data set's name: use lower-case letters,"
       " digits and _, a letter first"
     )
+  # As an exception, so that what is unfinished is removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   # TFDS warns about what it finds in the environment; none of it concerns us.
   from absl import logging
 
   logging.set_verbosity(logging.ERROR)
-  # As an exception, so that what is unfinished is removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  from ssl_music.data import demo, folder, tracks, writer
+  from ssl_music.data import demo
 
-  if options.kind == "demo":
-    plan = demo.plan()
-  else:
-    plan = folder.plan(
-      options.source,
-      manifest=options.manifest,
-      max_seconds=options.max_seconds or None,
-      seed=options.seed,
-    )
+  plan = demo.plan() if options.kind == "demo" else _plan(options)
+  if options.command == "check":
+    return _check(options, plan, arguments)
+  return _prepare(options, plan)
+
+
+def _plan(options: argparse.Namespace) -> dict:
+  """Reads the source's tables."""
+  module = importlib.import_module(f"ssl_music.data.{options.kind}")
+  own = {name: getattr(options, name) for name in KINDS[options.kind]}
+  return module.plan(
+    options.source, max_seconds=options.max_seconds or None, **own
+  )
+
+
+def _prepare(options: argparse.Namespace, plan: dict) -> int:
+  from ssl_music.data import tracks, writer
+
   summary = writer.write(
-    options.name or options.kind,
-    **plan,
+    options.name or plan["name"],
+    plan,
     data_dir=options.data_dir or tracks.default_data_dir(),
     min_seconds=options.min_seconds,
     processes=options.processes,
     overwrite=options.overwrite,
   )
-  _print_summary(summary)
+  _print_summary(summary, plan)
   return 0
+
+
+def _check(
+  options: argparse.Namespace, plan: dict, arguments: list[str]
+) -> int:
+  from ssl_music.data import check, tracks, writer
+
+  found = check.examine(
+    plan,
+    options.source,
+    sample=None if options.all else options.sample,
+    min_seconds=options.min_seconds,
+    processes=options.processes,
+  )
+  print(check.table(plan, found))
+  lost = check.lost(found)
+  if options.report:
+    _write_report(Path(options.report), writer.SKIPPED, lost)
+  only = re.compile("--(all|sample|report)(=|$)")
+  said = [a for a in arguments if a != "check" and not only.match(a)]
+  command = shlex.join(["python", "-m", "ssl_music.prepare", *said])
+  print(
+    check.advice(
+      found,
+      command=command,
+      data_dir=Path(options.data_dir or tracks.default_data_dir()),
+      processes=max(options.processes, 1),
+    )
+  )
+  return 1 if lost else 0
+
+
+def _write_report(path: Path, columns: Sequence[str], rows: list[dict]) -> None:
+  try:
+    with path.open("w", newline="", encoding="utf-8") as file:
+      table = csv.DictWriter(file, columns)
+      table.writeheader()
+      table.writerows(rows)
+  except OSError as error:
+    raise InputError(
+      f"cannot write {path} ({error.strerror}): give another --report"
+    ) from error
+  print(f"all that is absent or unusable: {path}")
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m ssl_music.prepare",
     description="Turn audio into a data set of int16 PCM, 16 kHz mono.",
+    allow_abbrev=False,
   )
-  kinds = parser.add_subparsers(dest="kind", required=True)
+  commands = parser.add_subparsers(dest="kind", required=True)
+  demo = commands.add_parser(
+    "demo", parents=[_common()], help="the built-in synthetic music"
+  )
+  demo.set_defaults(command="prepare", name=None, min_seconds=4.0)
+  _add_kinds(commands, "prepare", [_common(), _sourced()])
+  check = commands.add_parser(
+    "check", help="examine a source: what is there, what is missing or broken"
+  )
+  kinds = check.add_subparsers(dest="kind", required=True)
+  _add_kinds(kinds, "check", [_common(), _sourced(), _checking()])
+  return parser
+
+
+def _common() -> argparse.ArgumentParser:
   common = argparse.ArgumentParser(add_help=False)
   common.add_argument(
     "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
@@ -76,37 +163,98 @@ def _parser() -> argparse.ArgumentParser:
   common.add_argument(
     "--overwrite", action="store_true", help="replace a data set of this name"
   )
-  demo = kinds.add_parser(
-    "demo", parents=[common], help="the built-in synthetic music"
-  )
-  demo.set_defaults(name=None, min_seconds=4.0)
-  own = kinds.add_parser(
-    "folder", parents=[common], help="your own audio files"
-  )
-  own.add_argument("--source", required=True, help="folder, searched through")
-  own.add_argument(
-    "--manifest", help="CSV with columns path, tags, [artist], [split]"
-  )
-  own.add_argument("--name", help="of the data set; default: folder")
-  own.add_argument(
+  return common
+
+
+def _sourced() -> argparse.ArgumentParser:
+  sourced = argparse.ArgumentParser(add_help=False)
+  sourced.add_argument("--source", required=True, help="folder")
+  sourced.add_argument("--name", help="of the data set; default: by its kind")
+  sourced.add_argument(
     "--max_seconds",
-    type=float,
+    type=_seconds,
     default=600,
     help="kept of each track, from its start; 0: all (default: %(default)s)",
   )
-  own.add_argument(
+  sourced.add_argument(
     "--min_seconds",
-    type=float,
+    type=_seconds,
     default=4,
     help="shorter tracks are skipped (default: %(default)s)",
   )
-  own.add_argument(
+  return sourced
+
+
+def _checking() -> argparse.ArgumentParser:
+  checking = argparse.ArgumentParser(add_help=False)
+  checking.add_argument(
+    "--sample",
+    type=_natural,
+    default=200,
+    help="tracks to decode (default: %(default)s)",
+  )
+  checking.add_argument("--all", action="store_true", help="decode all tracks")
+  checking.add_argument(
+    "--report", help="CSV to write with every absent or unusable track"
+  )
+  return checking
+
+
+def _add_kinds(commands, command: str, parents: list) -> None:
+  """Adds a parser for each of `KINDS`."""
+
+  def add(kind: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(kind, parents=parents, help=help)
+    parser.set_defaults(command=command, kind=kind)
+    return parser
+
+  folder = add("folder", "your own audio files")
+  folder.add_argument(
+    "--manifest", help="CSV with columns path, tags, [artist], [split]"
+  )
+  folder.add_argument(
     "--seed",
     type=int,
     default=0,
     help="of the split by artist, where the manifest has none",
   )
-  return parser
+  mtat = add("magnatagatune", "MagnaTagATune, 50 tags")
+  mtat.add_argument(
+    "--split",
+    choices=("cleaned", "12:1:3"),
+    default="cleaned",
+    help="which clips (default: %(default)s)",
+  )
+  mtat.add_argument(
+    "--split_files", help="folder of *_list_pub.cP; default: SOURCE/MTAT_split"
+  )
+  jamendo = add("mtg_jamendo", "MTG-Jamendo, any of its five subsets")
+  jamendo.add_argument(
+    "--subset",
+    choices=("top50", "genre", "instrument", "moodtheme", "all"),
+    default="top50",
+    help="which tags and tracks (default: %(default)s)",
+  )
+  jamendo.add_argument(
+    "--split", type=int, choices=range(5), default=0, help="0 to 4"
+  )
+  jamendo.add_argument("--audio_dir", help="default: looked for in SOURCE")
+  songs = add("million_song", "the Million Song Dataset, with your own audio")
+  songs.add_argument(
+    "--split",
+    default="lastfm",
+    help="lastfm, cals, or a CSV msd_id,split,tags (default: %(default)s)",
+  )
+  songs.add_argument(
+    "--split_files", help="folder of the split; default: SOURCE/lastfm or /cals"
+  )
+  songs.add_argument(
+    "--paths", help="CSV msd_id,path; default: SOURCE/paths.csv"
+  )
+  songs.add_argument(
+    "--tags", help="vocabulary of a split of your own, a tag a line"
+  )
+  add("gtzan", "GTZAN, ten genres, fault-filtered split")
 
 
 def _natural(text: str) -> int:
@@ -116,22 +264,43 @@ def _natural(text: str) -> int:
   return value
 
 
-def _print_summary(summary: dict) -> None:
-  prepared, skipped = summary["prepared"], summary["skipped"]
-  total = sum(prepared.values())
+def _seconds(text: str) -> float:
+  value = float(text)
+  if not 0 <= value < float("inf"):
+    raise argparse.ArgumentTypeError(f"{text} is no length")
+  return value
+
+
+def _print_summary(summary: dict, plan: dict) -> None:
+  from ssl_music.data.writer import ABSENT
+
+  prepared = summary["prepared"]
+  absent = [one for one in summary["skipped"] if one["reason"] == ABSENT]
+  skipped = [one for one in summary["skipped"] if one["reason"] != ABSENT]
   splits = ", ".join(f"{count} {split}" for split, count in prepared.items())
   print(
-    f"{summary['name']}: {total} tracks prepared ({splits}),"
-    f" {summary['seconds'] / 3600:.2f} hours, {len(skipped)} files skipped"
+    f"{summary['name']}: {sum(prepared.values())} tracks prepared ({splits}),"
+    f" {summary['seconds'] / 3600:.2f} hours, {len(skipped)} files skipped,"
+    f" {len(absent)} absent"
   )
-  for path, reason in skipped[:20]:
-    print(f"  skipped {path}: {reason}")
+  _print_list("skipped", [f"{s['path']}: {s['reason']}" for s in skipped])
+  _print_list("absent", [one["path"] for one in absent])
   if len(skipped) > 20:
-    kinds = Counter(reason.split(" (")[0] for _, reason in skipped[20:])
-    rest = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    print(f"  and {len(skipped) - 20} more: {rest}")
+    kinds = Counter(one["reason"].split(" (")[0] for one in skipped)
+    print(
+      f"  skipped in all: {', '.join(f'{n} {k}' for k, n in kinds.items())}"
+    )
+  for note in plan["notes"]:
+    print(f"note: {note}")
   print(f"data set: {summary['folder']}")
-  print(f"skipped files: {summary['folder'] / 'skipped.csv'}")
+  print(f"skipped and absent: {summary['folder'] / 'skipped.csv'}")
+
+
+def _print_list(what: str, items: list[str]) -> None:
+  for item in items[:20]:
+    print(f"  {what} {item}")
+  if len(items) > 20:
+    print(f"  and {len(items) - 20} more {what}")
 
 
 if __name__ == "__main__":

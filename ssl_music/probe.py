@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_music import features, metrics, parallel, workdir
+from ssl_music import features, metrics, parallel, results, workdir
 from ssl_music.config import check_numbers
 from ssl_music.data import demo
-from ssl_music.data.tracks import Tracks, fingerprint
+from ssl_music.data.plans import fingerprint
+from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -73,6 +74,12 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   }
   # A track shorter than a segment has none, and is not scored.
   used = {split: np.unique(chosen[:, 0]) for split, chosen in where.items()}
+  missing = {
+    split: sorted(set(part.ids) - {part.ids[t] for t in used[split]})
+    + part.missing[split]
+    for split, part in parts.items()
+  }
+  _check_complete(config, parts["test"], missing["test"])
   labels = {split: part.labels[used[split]] for split, part in parts.items()}
   columns = _choose_tags(config, parts["train"].tags, labels)
   tags = [parts["train"].tags[column] for column in columns]
@@ -95,10 +102,17 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     logits, epochs = fit(config.probe.to_dict(), data, seed=config.seed)
     scores = frozen.described | {
       "data": config.data.name,
+      "benchmark": _benchmark(parts["test"], tags),
+      "as_published": parts["test"].card["as_published"],
       "fingerprint": fingerprint(
-        [(s, parts[s].ids[track]) for s in SPLITS for track in used[s]], tags
+        # of what the tables say, whether it is there or not
+        [
+          (s, id_) for s in SPLITS for id_ in parts[s].ids + parts[s].missing[s]
+        ],
+        tags,
       ),
       "tracks": {split: len(tracks) for split, tracks in used.items()},
+      "missing": {split: len(ids) for split, ids in missing.items()},
       "segments": {"train": len(data["train"][0])},
       "seeds": config.probe.seeds,
       "epochs": epochs,
@@ -107,7 +121,7 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
       data["test"][1], logits, tags, resamples=config.probe.resamples
     )
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-  print(table(scores))
+  print(results.by_tag(scores))
   return scores
 
 
@@ -200,31 +214,29 @@ def summarise(
   }
 
 
-def table(scores: Mapping[str, Any]) -> str:
-  """Returns scores as lines to print, tags by falling average precision."""
-  lines = [
-    f"{scores['encoder']} on {scores['data']} ({scores['fingerprint']}):"
-    f" {scores['tracks']['test']} test tracks, mean of {scores['seeds']} probe"
-    " seeds [95 % interval over tracks]"
-  ]
-  for name, value in scores["test"].items():
-    low, high = scores["interval"][name]
-    lines.append(f"  {name:15} {value:.3f} [{low:.3f}, {high:.3f}]")
-  width = max(map(len, scores["per_tag"]))
-  lines.append(f"  {'tag':{width}}  {'AP':>5} {'AUC':>5} positives")
-  for tag, one in sorted(
-    scores["per_tag"].items(), key=lambda item: -item[1]["ap"]
-  ):
-    lines.append(
-      f"  {tag:{width}}  {one['ap']:.3f} {one['roc_auc']:.3f}"
-      f" {one['positives']:9d}"
-    )
-  if scores["left_out"]:
-    lines.append(
-      "  left out, without a positive or a negative in test:"
-      f" {', '.join(scores['left_out'])}"
-    )
-  return "\n".join(lines)
+def _benchmark(test: Tracks, tags: Sequence[str]) -> str:
+  """Returns the benchmark's name, with what makes it another's."""
+  name = test.card["benchmark"]
+  if name and len(tags) < len(test.tags):
+    name += f", {len(tags)} of {len(test.tags)} tags"
+  return name
+
+
+def _check_complete(
+  config: ConfigDict, test: Tracks, missing: Sequence[str]
+) -> None:
+  """Refuses a benchmark's score where test tracks of it are missing."""
+  if not (missing and test.card["benchmark"]) or config.allow_missing:
+    return
+  shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+  raise InputError(
+    f"{len(missing)} of the {len(test.ids) + len(test.missing['test'])} test"
+    f" tracks of {test.card['benchmark']} are missing from data set"
+    f" {test.name} or shorter than a segment ({shown}; see skipped.csv in"
+    f" {test.folder}), so that its score would be another benchmark's: prepare"
+    " it with these, or have the number stand beside the score with"
+    " --config.allow_missing=True"
+  )
 
 
 def _choose_tags(

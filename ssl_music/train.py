@@ -21,7 +21,8 @@ from ssl_music import (
 from ssl_music.augment import resolve
 from ssl_music.config import check_numbers, duration
 from ssl_music.data import audio, demo, pipeline
-from ssl_music.data.tracks import Tracks, fingerprint
+from ssl_music.data.plans import fingerprint
+from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError, explained
 from ssl_music.log import Log
 from ssl_music.models.frontend import frames

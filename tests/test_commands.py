@@ -282,9 +282,9 @@ def test_wrong_main_commands(environment, arguments, message):
   [
     (["--source=/absent"], "no folder /absent"),
     (["--source={here}/tests"], "no audio under"),
-    (["--source={library}", "--manifest=/absent"], "no manifest"),
+    (["--source={library}", "--manifest=/absent"], "cannot read /absent"),
     (["--source={library}", "--name=No Name"], "is no data set's name"),
-    (["--source={library}", "--min_seconds=100"], "none of the 27 audio files"),
+    (["--source={library}", "--min_seconds=100"], "none of the 27 tracks"),
   ],
 )
 def test_wrong_prepare_commands(

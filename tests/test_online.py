@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ssl_music import encoder, features, online, parallel
-from ssl_music.data import pipeline, writer
+from ssl_music.data import pipeline
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 
@@ -19,7 +19,7 @@ TAGS = ["half---pitch", "half---noise", "none---a", "none---b"]
 
 
 def load(row):
-  return tiny.waveform(row["heard"])
+  return tiny.load(row["heard"])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def data_dir(tmp_path_factory):
     split = "train" if row["split"] == "train" else "validation"
     rows.append(row | {"tags": tags, "split": split, "heard": row})
   folder = tmp_path_factory.mktemp("hard")
-  writer.write("hard", rows, load, tags=TAGS, data_dir=folder)
+  tiny.write(folder, "hard", rows, load, TAGS)
   return folder
 
 
@@ -308,12 +308,10 @@ def test_mistakes_are_explained(data_dir, fields, message):
 
 def test_unfit_data_sets_are_explained(tmp_path):
   rows = [track for track in tiny.tracks() if track["split"] == "train"]
-  writer.write(
-    "hard", rows, tiny.waveform, tags=tiny.TAGS, data_dir=tmp_path / "a"
-  )
+  tiny.write(tmp_path / "a", "hard", rows)
   with pytest.raises(InputError, match="none in validation: prepare"):
     online.prepare(config(tmp_path / "a"), parallel.make_mesh())
   bare = [track | {"tags": []} for track in tiny.tracks()]
-  writer.write("hard", bare, tiny.waveform, tags=[], data_dir=tmp_path / "b")
+  tiny.write(tmp_path / "b", "hard", bare, tags=[])
   with pytest.raises(InputError, match="hard has no tags: name a single one"):
     online.prepare(config(tmp_path / "b"), parallel.make_mesh())

@@ -6,7 +6,7 @@ import tiny
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from ssl_music import features, probe, train
+from ssl_music import features, probe, results, train
 from ssl_music.data import writer
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
@@ -194,9 +194,7 @@ def test_mistakes_are_explained(data_dir, tmp_path, fields, message):
 def test_splits_without_contrast_are_explained(tmp_path):
   rows = [track for track in tiny.tracks() if track["split"] != "test"]
   same = next(track for track in tiny.tracks() if track["split"] == "test")
-  writer.write(
-    "tiny", [*rows, same], tiny.waveform, tags=tiny.TAGS, data_dir=tmp_path
-  )
+  tiny.write(tmp_path, rows=[*rows, same])
   with pytest.raises(InputError, match="without it in test of tiny"):
     probe.probe(tiny.probing(tmp_path), tmp_path / "run")
 
@@ -207,3 +205,56 @@ def test_tags_are_chosen_by_prefix(data_dir, tmp_path):
   config.data.tags = "pitch---"
   scores = probe.probe(config, tmp_path)
   assert set(scores["per_tag"]) == {"pitch---high", "pitch---low"}
+
+
+@pytest.fixture(scope="module")
+def incomplete(tmp_path_factory):
+  """Tiny as a benchmark of which two test tracks are absent."""
+  folder = tmp_path_factory.mktemp("incomplete")
+  rows = tiny.tracks()
+  for row in [row for row in rows if row["split"] == "test"][:2]:
+    row["file"] = None
+  plan = tiny.plan(rows, benchmark="Tiny, split 0")
+  writer.write("tiny", plan, data_dir=folder)
+  return folder
+
+
+def test_a_benchmark_without_all_test_tracks_is_refused(incomplete, tmp_path):
+  config = tiny.probing(incomplete, encoder="mel")
+  with pytest.raises(
+    InputError,
+    match=r"^2 of the 8 test tracks of Tiny, split 0 are missing .*t32, t33",
+  ):
+    probe.probe(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_missing_tracks_stands_beside_the_score(
+  incomplete, data_dir, tmp_path
+):
+  config = tiny.probing(incomplete, encoder="mel", allow_missing=True)
+  scores = probe.probe(config, tmp_path / "run")
+  assert scores["missing"] == {"train": 0, "validation": 0, "test": 2}
+  assert scores["tracks"]["test"] == 6
+  assert scores["benchmark"] == "Tiny, split 0"
+  # It is the tables' hash, which a complete data set of them has as well.
+  card = Tracks("tiny", ("test",), data_dir).card
+  assert scores["fingerprint"] == card["fingerprint"]
+  for said in (results.by_tag(scores), results.table([scores])):
+    assert "6 (2 missing)" in said or "6 test tracks (2 missing)" in said
+    assert "Tiny, split 0" in said
+  config.data.tags = "pitch---"
+  scores = probe.probe(config, tmp_path / "fewer")
+  assert scores["benchmark"] == "Tiny, split 0, 2 of 3 tags"
+  assert scores["fingerprint"] != card["fingerprint"]
+
+
+def test_tracks_shorter_than_a_segment_are_missing(data_dir, tmp_path):
+  config = tiny.probing(data_dir, encoder="mel")
+  config.data.seconds = 6.0
+  test = Tracks("tiny", ("test",), data_dir)
+  short = int((test.samples < 6 * tiny.RATE).sum())
+  assert 0 < short < 8
+  scores = probe.probe(config, tmp_path)
+  assert scores["missing"]["test"] == short
+  assert scores["tracks"]["test"] == 8 - short

@@ -7,7 +7,6 @@ import pytest
 import tiny
 
 from ssl_music import checkpoint, lock, train, workdir
-from ssl_music.data import writer
 from ssl_music.errors import InputError
 
 
@@ -119,8 +118,7 @@ def test_another_config_is_refused(unbroken, data_dir):
 
 def test_changed_data_are_noticed(unbroken, tmp_path):
   _, folder, _ = unbroken
-  rows = tiny.tracks()[:20]
-  writer.write("tiny", rows, tiny.waveform, tags=tiny.TAGS, data_dir=tmp_path)
+  tiny.write(tmp_path, rows=tiny.tracks()[:20])
   with pytest.raises(InputError, match=r"another config \(data.fingerprint"):
     train.train(tiny.pretraining(tmp_path), folder)
 

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 
 from ssl_music import config as defaults
-from ssl_music.data import writer
+from ssl_music.data import plans, writer
 
 RATE = 16_000
 TAGS = ["pitch---high", "pitch---low", "timbre---noisy"]
@@ -25,8 +25,13 @@ def waveform(track):
   return (0.1 * tone).astype(np.float32)
 
 
+def load(track):
+  """What a plan has to load a track."""
+  return [waveform(track)]
+
+
 def tracks():
-  """What `writer.write` takes: 40 tracks, every tag in every split."""
+  """The tracks of a plan: 40, every tag in every split."""
   found = []
   for index, split in enumerate(SPLITS):
     tags = ["pitch---low" if index % 2 else "pitch---high"]
@@ -34,13 +39,20 @@ def tracks():
     name = f"t{index:02}"
     found.append(
       {"index": index, "id": name, "path": name, "split": split, "tags": tags}
+      | {"artist": ""}
     )
   return found
 
 
-def write(data_dir, name="tiny"):
-  """Writes the data set; returns the writer's summary."""
-  return writer.write(name, tracks(), waveform, tags=TAGS, data_dir=data_dir)
+def plan(rows=None, load=load, tags=TAGS, **fields):
+  """A plan of these tracks, or of all."""
+  rows = tracks() if rows is None else rows
+  return plans.make("tiny", rows, load, tags=tags, **fields)
+
+
+def write(data_dir, name="tiny", rows=None, load=load, tags=TAGS, **fields):
+  """Writes a data set of these tracks, or of all; returns the summary."""
+  return writer.write(name, plan(rows, load, tags), data_dir=data_dir, **fields)
 
 
 def shrink(config):

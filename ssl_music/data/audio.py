@@ -5,6 +5,9 @@ Worker processes import this module, so it imports nothing heavy.
 
 import os
 import re
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +25,32 @@ EXTENSIONS = (
   ".aiff",
   ".aif",
 )
-# Audio that people's folders hold and libsndfile does not decode: listed as
-# skipped rather than overlooked.
-UNDECODABLE_EXTENSIONS = (
+# What PyAV decodes, where it is installed.
+AV_EXTENSIONS = (
   ".m4a",
+  ".m4b",
   ".aac",
   ".mp4",
-  ".wma",
-  ".ape",
-  ".mpc",
-  ".wv",
-  ".webm",
+  ".m4v",
+  ".mov",
   ".mka",
+  ".mkv",
+  ".webm",
+  ".wma",
+  ".wmv",
+  ".ape",
+  ".wv",
+  ".tta",
+  ".mpc",
 )
 # A peak under -80 dB of full scale is dither or nothing.
 SILENCE = 1e-4
 # Encoders pad and decoders trim a few frames of mp3 (1,152 samples each).
 TRUNCATION_TOLERANCE = 0.1
-_BLOCK_SECONDS = 30
+# A few megabytes of a hostile file may hold years of digital silence.
+_LONGEST_HOURS = 48
+_BLOCK = 1 << 18  # samples, of all channels together
+_SPOOL = 48 << 20  # bytes: ten minutes of 16 kHz float32 stay in memory
 # What a program writes into a wav header when it cannot seek back to it.
 _UNKNOWN_LENGTH = 0x7FFF_0000
 # What libsndfile says of a flac without a length; it cannot read all of it.
@@ -51,61 +62,58 @@ class AudioError(Exception):
   """This file cannot be used; the message is the reason in a few words."""
 
 
+def stream(
+  path: str | os.PathLike,
+  sample_rate: int = SAMPLE_RATE,
+  max_seconds: float | None = None,
+) -> Iterator[np.ndarray]:
+  """Decodes a file block by block, averages its channels and resamples it.
+
+  The numbers do not depend on the size of the blocks (those of mp3 by some
+  1e-7). libsndfile decodes what it can, and PyAV the files of `AV_EXTENSIONS`.
+
+  Args:
+    path: an audio file, or a video, of which the first audio stream is taken.
+    sample_rate: of the output, in Hz.
+    max_seconds: read no more than this from the start; None reads all.
+
+  Yields:
+    float32 [samples], as loud as the file; some megabytes at most.
+
+  Raises:
+    AudioError: the file is unreadable, empty, undecodable, longer than
+      `_LONGEST_HOURS`, truncated (holds fewer samples than its header
+      promises: this is known only at the end), has samples that are no
+      numbers, or needs PyAV, which is not installed.
+  """
+  path = Path(path)
+  resampler, seconds = None, 0.0
+  for rate, block in _blocks(path, max_seconds):
+    if not _RATES[0] <= rate <= _RATES[1]:
+      raise AudioError(f"has an odd sample rate ({rate} Hz)")
+    seconds += len(block) / rate
+    if seconds > _LONGEST_HOURS * 3600:
+      raise AudioError(f"longer than {_LONGEST_HOURS} hours")
+    if rate != sample_rate:
+      if resampler is None:
+        resampler = soxr.ResampleStream(
+          rate, sample_rate, 1, dtype="float32", quality="HQ"
+        )
+      block = resampler.resample_chunk(block)
+    yield _finite(block)
+  if resampler is not None:
+    rest = np.zeros(0, np.float32)
+    yield _finite(resampler.resample_chunk(rest, last=True))
+
+
 def decode(
   path: str | os.PathLike,
   sample_rate: int = SAMPLE_RATE,
   max_seconds: float | None = None,
 ) -> np.ndarray:
-  """Decodes a file, averages its channels and resamples it.
-
-  The file is read in blocks, so that memory grows with the output only.
-
-  Args:
-    path: an audio file that libsndfile reads.
-    sample_rate: of the output, in Hz.
-    max_seconds: read no more than this from the start; None reads all.
-
-  Returns:
-    float32 [samples], as loud as the file.
-
-  Raises:
-    AudioError: the file is empty, undecodable, truncated (holds fewer samples
-      than its header promises) or has samples that are no numbers.
-  """
-  path = Path(path)
-  if path.suffix.lower() in UNDECODABLE_EXTENSIONS:
-    raise AudioError(
-      f"{path.suffix.lower()} is not decodable here (convert it to flac or ogg)"
-    )
-  try:
-    if path.stat().st_size == 0:
-      raise AudioError("the file is empty")
-    with soundfile.SoundFile(os.fsencode(path)) as file:
-      if not _RATES[0] <= file.samplerate <= _RATES[1]:
-        raise AudioError(f"has an odd sample rate ({file.samplerate} Hz)")
-      if file.frames >= _NO_LENGTH:
-        raise AudioError("its header gives no length (encode it again)")
-      waveform, read = _read(file, sample_rate, max_seconds)
-      wanted = _promised(file, path)
-      rate = file.samplerate
-  except OSError as error:
-    raise AudioError(f"unreadable ({error.strerror})") from error
-  except soundfile.LibsndfileError as error:
-    detail = error.error_string.rstrip(".")
-    if "not a regular file" in detail:  # said of any mp3 without a frame
-      detail = "no audio found in it"
-    raise AudioError(f"undecodable ({detail})") from error
-  if wanted is not None:
-    if max_seconds is not None:
-      wanted = min(wanted, int(max_seconds * rate))
-    if read < wanted - TRUNCATION_TOLERANCE * rate:
-      raise AudioError(
-        f"truncated ({read / rate:.1f} s of the {wanted / rate:.1f} s that its"
-        " header promises)"
-      )
-  if not np.isfinite(waveform).all():
-    raise AudioError("has samples that are not finite numbers")
-  return waveform
+  """Returns a whole file, float32 [samples]: `stream`'s blocks put together."""
+  blocks = list(stream(path, sample_rate, max_seconds))
+  return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def to_pcm(waveform: np.ndarray) -> np.ndarray:
@@ -120,45 +128,166 @@ def to_pcm(waveform: np.ndarray) -> np.ndarray:
   Raises:
     AudioError: there is no sample, or the peak is under -80 dB of full scale.
   """
-  if not waveform.size:
+  return _scale(waveform, _checked_peak(len(waveform), _peak(waveform)))
+
+
+def write_pcm(blocks: Iterable[np.ndarray], file: str | Path) -> int:
+  """Writes a track as raw little-endian int16: `to_pcm`'s numbers.
+
+  The peak is known at the end only, so that the blocks wait in memory or,
+  where they are many, in a nameless temporary file beside `file`. Memory does
+  not grow with the track.
+
+  Args:
+    blocks: float32 [samples] each, such as `stream`'s.
+    file: is created, or replaced.
+
+  Returns:
+    how many samples were written.
+
+  Raises:
+    AudioError: as `to_pcm`, or the blocks raise it; nothing is written.
+    OSError: writing failed, as on a full disk; no file is left.
+  """
+  file = Path(file)
+  with tempfile.SpooledTemporaryFile(_SPOOL, dir=file.parent) as spool:
+    samples, peak = 0, 0.0
+    for block in blocks:
+      samples += len(block)
+      peak = max(peak, _peak(block))
+      spool.write(np.ascontiguousarray(block, np.float32).data)
+    _checked_peak(samples, peak)
+    spool.seek(0)
+    try:
+      with file.open("wb") as out:
+        while part := spool.read(4 * _BLOCK):
+          pcm = _scale(np.frombuffer(part, np.float32), peak)
+          out.write(pcm.astype("<i2", copy=False).data)
+    except BaseException:
+      file.unlink(missing_ok=True)
+      raise
+  return samples
+
+
+def average(samples: np.ndarray) -> np.ndarray:
+  """Averages channels.
+
+  Args:
+    samples: float32 [frames, channels].
+
+  Returns:
+    float32 [frames]; a view of `samples` where there is but one channel.
+  """
+  # Column by column: `mean` over an axis this short takes 25 times as long.
+  total = samples[:, 0]
+  if samples.shape[1] == 1:
+    return total
+  with np.errstate(over="ignore", invalid="ignore"):  # `stream` checks
+    total = total + samples[:, 1]
+    for channel in range(2, samples.shape[1]):
+      total += samples[:, channel]
+    total /= samples.shape[1]
+  return total
+
+
+def _peak(waveform: np.ndarray) -> float:
+  return float(np.abs(waveform).max()) if waveform.size else 0.0
+
+
+def _checked_peak(samples: int, peak: float) -> float:
+  if not samples:
     raise AudioError("holds no samples")
-  peak = float(np.abs(waveform).max())
   if peak < SILENCE:
     raise AudioError("silent")
+  return peak
+
+
+def _scale(waveform: np.ndarray, peak: float) -> np.ndarray:
   return np.round(waveform * (32_767 / peak)).astype(np.int16)
 
 
+def _finite(waveform: np.ndarray) -> np.ndarray:
+  if not np.isfinite(waveform).all():
+    raise AudioError("has samples that are not finite numbers")
+  return waveform
+
+
+def _blocks(
+  path: Path, max_seconds: float | None
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (rate in Hz, always the same; float32 [frames], mono)."""
+  try:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+      raise AudioError("is not a regular file")  # opening a pipe would wait
+    if about.st_size == 0:
+      raise AudioError("the file is empty")
+    path.open("rb").close()  # tells better than the decoders why it cannot be
+    if path.suffix.lower() in AV_EXTENSIONS:
+      yield from _av_audio(path).read(path, max_seconds)
+    else:
+      yield from _read(path, max_seconds)
+  except OSError as error:
+    raise AudioError(f"unreadable ({error.strerror})") from error
+
+
+def _av_audio(path: Path):
+  try:
+    # Here, since PyAV is optional and takes 0.2 s to import.
+    from ssl_music.data import av_audio
+  except ImportError as error:
+    raise AudioError(
+      f"{path.suffix.lower()} needs PyAV: pip install 'ssl_music[av]'"
+    ) from error
+  return av_audio
+
+
 def _read(
-  file: soundfile.SoundFile, sample_rate: int, max_seconds: float | None
-) -> tuple[np.ndarray, int]:
-  """Returns the resampled mono waveform and how many frames were read."""
-  limit = -1 if max_seconds is None else int(max_seconds * file.samplerate)
-  resampler = None
-  if file.samplerate != sample_rate:
-    resampler = soxr.ResampleStream(
-      file.samplerate, sample_rate, 1, dtype="float32", quality="HQ"
+  path: Path, max_seconds: float | None
+) -> Iterator[tuple[int, np.ndarray]]:
+  """As `_blocks`, by libsndfile."""
+  try:
+    file = soundfile.SoundFile(os.fsencode(path))
+  except soundfile.LibsndfileError as error:
+    detail = error.error_string.rstrip(".")
+    if "not a regular file" in detail:  # said of any mp3 without a frame
+      detail = "no audio found in it"
+    raise AudioError(f"undecodable ({detail})") from error
+  with file:
+    if file.frames >= _NO_LENGTH:
+      raise AudioError("its header gives no length (encode it again)")
+    rate, read = file.samplerate, 0
+    limit = None if max_seconds is None else int(max_seconds * rate)
+    while limit is None or read < limit:
+      frames = max(_BLOCK // file.channels, 1)
+      if limit is not None:
+        frames = min(frames, limit - read)
+      try:
+        block = file.read(frames, dtype="float32", always_2d=True)
+      except soundfile.LibsndfileError as error:  # what a cut flac ends with
+        raise AudioError(
+          f"truncated or damaged (decoding failed between {read} and"
+          f" {read + frames} of its {file.frames} frames)"
+        ) from error
+      if not len(block):
+        break
+      read += len(block)
+      yield rate, average(block)
+    wanted = _promised(file, path)
+  if wanted is None:
+    return
+  if limit is not None:
+    wanted = min(wanted, limit)
+  check_whole(read / rate, wanted / rate)
+
+
+def check_whole(seconds: float, wanted: float) -> None:
+  """Raises AudioError where fewer seconds were read than were promised."""
+  if seconds < wanted - TRUNCATION_TOLERANCE:
+    raise AudioError(
+      f"truncated ({seconds:.1f} s of the {wanted:.1f} s that its header"
+      " promises)"
     )
-  parts, read = [], 0
-  while limit < 0 or read < limit:
-    frames = file.samplerate * _BLOCK_SECONDS
-    if limit >= 0:
-      frames = min(frames, limit - read)
-    try:
-      block = file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:  # what a cut flac ends with
-      raise AudioError(
-        f"truncated or damaged (decoding failed between {read} and"
-        f" {read + frames} of its {file.frames} frames)"
-      ) from error
-    if not len(block):
-      break
-    read += len(block)
-    mono = block.mean(axis=1)
-    parts.append(mono if resampler is None else resampler.resample_chunk(mono))
-  if resampler is not None:
-    parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-  waveform = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-  return waveform, read
 
 
 def _promised(file: soundfile.SoundFile, path: Path) -> int | None:

@@ -18,7 +18,7 @@ import os
 
 import numpy as np
 
-from ssl_music.data import demo_score, demo_synth, writer
+from ssl_music.data import demo_score, demo_synth, plans, writer
 from ssl_music.data.tracks import default_data_dir, find
 from ssl_music.errors import InputError
 
@@ -142,23 +142,24 @@ def track(index: int, seed: int = 0) -> tuple[np.ndarray, dict]:
 
 
 def plan(tracks: int = TRACKS, seed: int = 0) -> dict:
-  """Plans the data set; see `writer.write`, which takes what it returns.
+  """Plans the data set; see `plans`.
 
   Args:
     tracks: how many, from the first on.
     seed: of the music.
   """
   made = [describe(index, seed) for index in range(tracks)]
-  return {
-    "tracks": [
+  return plans.make(
+    "demo",
+    [
       {key: one[key] for key in ("id", "tags", "split")}
-      | {"path": one["id"], "index": index, "seed": seed}
+      | {"path": one["id"], "artist": "", "index": index, "seed": seed}
       for index, one in enumerate(made)
     ],
-    "load": _load,
-    "tags": TAGS,
-    "description": "Synthetic music with known tags.",
-  }
+    _load,
+    tags=list(TAGS),
+    description="Synthetic music with known tags.",
+  )
 
 
 def ensure(name: str, data_dir: str | os.PathLike | None) -> None:
@@ -174,7 +175,7 @@ def ensure(name: str, data_dir: str | os.PathLike | None) -> None:
   try:
     find("demo", folder)
   except InputError:
-    writer.write("demo", **plan(), data_dir=folder)
+    writer.write("demo", plan(), data_dir=folder)
 
 
 @functools.lru_cache(maxsize=8)
@@ -249,4 +250,4 @@ def _gain(part, rng):
 
 
 def _load(row):
-  return track(row["index"], row["seed"])[0]
+  return [track(row["index"], row["seed"])[0]]

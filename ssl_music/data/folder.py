@@ -1,14 +1,13 @@
 """Somebody's own folder of audio, with or without a manifest."""
 
-import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ssl_music.data import audio
-from ssl_music.data.writer import SPLITS
+from ssl_music.data import audio, files, plans, tables
+from ssl_music.data.plans import SPLITS
 from ssl_music.errors import InputError
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -48,16 +47,14 @@ def plan(
       no artist in two splits (no artist given: by track).
 
   Returns:
-    what `writer.write` takes: "tracks", "load", "tags", "description".
+    a plan, see `plans`.
 
   Raises:
     InputError: the folder or its audio is missing, or the manifest is wrong.
   """
   source = Path(source)
-  if not source.is_dir():
-    raise InputError(f"no folder {source}: give one with --source")
-  files = find_audio(source)
-  if not files:
+  paths = files.find_audio(source)
+  if not paths:
     raise InputError(
       f"no audio under {source} (looked for"
       f" {', '.join(audio.EXTENSIONS)}): give another --source"
@@ -67,23 +64,23 @@ def plan(
     labelled = read_manifest(Path(manifest), source)
     _make_splits(labelled, seed)
   tracks = []
-  for path in sorted(set(files) | set(labelled)):
-    row = labelled.get(path, {"split": "unlabelled", "tags": []})
+  for path in sorted(set(paths) | set(labelled)):
+    row = labelled.get(path, {"split": "unlabelled", "tags": [], "artist": ""})
     tracks.append(
       {
-        "id": _printable(path),
-        "path": _printable(path),
+        "id": files.printable(path),
+        "path": files.printable(path),
         "file": str(source / path),
-        "split": row["split"],
-        "tags": row["tags"],
+        **row,
       }
     )
-  return {
-    "tracks": tracks,
-    "load": Load(max_seconds),
-    "tags": sorted({tag for track in tracks for tag in track["tags"]}),
-    "description": f"A folder of {len(tracks)} audio files.",
-  }
+  return plans.make(
+    "folder",
+    tracks,
+    Load(max_seconds),
+    tags=sorted({tag for track in tracks for tag in track["tags"]}),
+    description=f"A folder of {len(tracks)} audio files.",
+  )
 
 
 class Load:
@@ -92,29 +89,9 @@ class Load:
   def __init__(self, max_seconds: float | None):
     self._max_seconds = max_seconds
 
-  def __call__(self, track: dict) -> np.ndarray:
-    """Returns float32 [samples] of one of `plan`'s tracks."""
-    return audio.decode(track["file"], max_seconds=self._max_seconds)
-
-
-def find_audio(source: Path) -> list[str]:
-  """Returns the audio files under a folder, relative to it, sorted.
-
-  Files of audio formats that cannot be decoded here are among them, so that
-  they are listed as skipped and not overlooked.
-  """
-  known = audio.EXTENSIONS + audio.UNDECODABLE_EXTENSIONS
-  found, seen = [], set()
-  for folder, inner, names in os.walk(source, followlinks=True):
-    real = os.path.realpath(folder)
-    if real in seen:  # a link that leads back
-      inner.clear()
-      continue
-    seen.add(real)
-    for file in names:
-      if file.lower().endswith(known) and not file.startswith("._"):
-        found.append(os.path.relpath(os.path.join(folder, file), source))  # noqa: PTH118
-  return sorted(found)
+  def __call__(self, track: dict) -> Iterator[np.ndarray]:
+    """Yields float32 blocks at 16 kHz of one of a plan's tracks."""
+    return audio.stream(track["file"], max_seconds=self._max_seconds)
 
 
 def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
@@ -129,57 +106,31 @@ def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
     no tag is no label.
 
   Raises:
-    InputError: with the line, when the file is missing or no such CSV, or a
-      path is absent, twice there, or leaves the folder.
+    InputError: with line and column, when the file is missing or no such CSV,
+      or a path is absent, twice there, or leaves the folder.
   """
-  if not manifest.is_file():
-    raise InputError(f"no manifest {manifest}: give a CSV file with --manifest")
-  try:
-    with manifest.open(newline="", encoding="utf-8-sig") as file:
-      reader = csv.DictReader(file, strict=True)
-      rows = [(reader.line_num, row) for row in reader]
-      columns = reader.fieldnames or []
-  except UnicodeDecodeError as error:
-    raise InputError(
-      f"{manifest} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-    ) from error
-  except csv.Error as error:
-    raise InputError(
-      f"{manifest}, line {reader.line_num}: {error}: save it as comma-separated"
-      " CSV"
-    ) from error
-  absent = [name for name in ("path", "tags") if name not in columns]
-  if absent:
-    raise InputError(
-      f"{manifest} has no column {' and no column '.join(absent)} (it has"
-      f" {', '.join(map(str, columns)) or 'none'}): add it to the header"
-    )
+  table = tables.read(manifest, needed=("path", "tags"))
+  column = {name: table.columns.index(name) for name in table.columns}
   found: dict[str, dict] = {}
   missing = []
-  for line, row in rows:
-    where = f"{manifest}, line {line}"
-    if None in row or None in row.values():
-      raise InputError(
-        f"{where} has not the {len(columns)} fields of the header: quote fields"
-        " that hold commas"
-      )
-    path = os.path.normpath(row["path"].strip())
-    if Path(path).is_absolute() or Path(path).parts[:1] == (os.pardir,):
-      raise InputError(
-        f"{where}: path {row['path']!r} leaves the folder {source}: give paths"
-        " relative to it and inside it"
-      )
+  for line, fields in table.rows:
+    row = {
+      name: fields[column[name]] if name in column else ""
+      for name in ("path", "tags", "artist", "split")
+    }
+    place = tables.where(manifest, line, "path")
+    path = tables.inside(row["path"], place)
     if path in found:
-      raise InputError(f"{where} names {path} again: keep one row a file")
+      raise InputError(f"{place} names {path} again: keep one row a file")
     if not os.path.isfile(source / path):  # noqa: PTH113 (never raises)
-      missing.append((line, path))
-    found[path] = _row(row, where)
+      missing.append((place, path))
+    found[path] = _row(row, manifest, line)
   if missing:
-    line, path = missing[0]
+    place, path = missing[0]
     more = f" and {len(missing) - 1} more rows" if len(missing) > 1 else ""
     raise InputError(
-      f"{manifest}, line {line}: no file {path} in {source}{more}: add the file"
-      " or remove the row"
+      f"{place}: no file {path} in {source}{more}: add the file or remove the"
+      " row"
     )
   return {path: row for path, row in found.items() if row["tags"]}
 
@@ -209,22 +160,26 @@ def split_by_group(groups: Sequence[str], seed: int) -> list[str]:
   return [split[group] for group in groups]
 
 
-def _row(row: dict[str, str], where: str) -> dict:
+def _row(row: dict[str, str], manifest: Path, line: int) -> dict:
   tags = sorted({tag.strip() for tag in row["tags"].split("|")} - {""})
   bad = [tag for tag in tags if not tag.isprintable()]
   if bad:
-    raise InputError(f"{where}: tag {bad[0]!r} is not printable: correct it")
-  split = (row.get("split") or "").strip().lower()
+    raise InputError(
+      f"{tables.where(manifest, line, 'tags')}: tag {bad[0]!r} is not"
+      " printable: correct it"
+    )
+  split = row["split"].strip().lower()
+  place = tables.where(manifest, line, "split")
   if split not in _SPLIT_NAMES:
     raise InputError(
-      f"{where}: unknown split {split!r}: use one of {', '.join(SPLITS)}"
+      f"{place}: unknown split {split!r}: use one of {', '.join(SPLITS)}"
     )
   if not tags and _SPLIT_NAMES[split] not in ("", "unlabelled"):
     raise InputError(
-      f"{where}: a {split} track without tags: give it some, or the split"
+      f"{place}: a {split} track without tags: give it some, or the split"
       " unlabelled"
     )
-  artist = (row.get("artist") or "").strip()
+  artist = row["artist"].strip()
   return {"tags": tags, "artist": artist, "split": _SPLIT_NAMES[split]}
 
 
@@ -240,8 +195,3 @@ def _make_splits(labelled: dict[str, dict], seed: int) -> None:
   groups = [labelled[path]["artist"] or f"/{path}" for path in paths]
   for path, split in zip(paths, split_by_group(groups, seed), strict=True):
     labelled[path]["split"] = split
-
-
-def _printable(path: str) -> str:
-  """Returns a name that UTF-8 can hold; other bytes become escapes."""
-  return path.encode("utf-8", "backslashreplace").decode()

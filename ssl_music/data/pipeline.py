@@ -1,6 +1,6 @@
 """Grain pipelines: batches of int16 segments from prepared tracks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -8,8 +8,8 @@ import numpy as np
 from absl import logging
 
 from ssl_music.data import audio, segments
+from ssl_music.data.records import BLOCK
 from ssl_music.data.tracks import Tracks
-from ssl_music.data.writer import BLOCK
 from ssl_music.errors import InputError
 
 
@@ -129,15 +129,14 @@ def pretraining_batches(
       "pre-training on %d of %d tracks: the others hold no %s",
       *(len(usable), len(tracks), wanted),
     )
-  draw = _Draw(
-    tracks, length, distance, views, short, short_views, labels=labels
-  )
+  draw = _Draw(tracks, length, distance, views, short, short_views)
+  read = _ReadBatch(tracks, length, short, labels=labels)
   return (
     grain.MapDataset.source(usable)
     .seed(seed)
     .shuffle()
     .random_map(draw)
-    .batch(batch, drop_remainder=True, batch_fn=_stack)
+    .batch(batch, drop_remainder=True, batch_fn=read)
   )
 
 
@@ -159,11 +158,8 @@ def segment_batches(
   Returns:
     A MapDataset of int16 [batch, samples].
   """
-  return (
-    grain.MapDataset.source(where)
-    .map(_Read(tracks, blocks(seconds)))
-    .batch(batch, batch_fn=np.stack)
-  )
+  read = _ReadSegments(tracks, blocks(seconds))
+  return grain.MapDataset.source(where).batch(batch, batch_fn=read)
 
 
 def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
@@ -192,7 +188,11 @@ def _allowed(tracks: Tracks, track: int, length: int) -> np.ndarray:
 
 
 class _Draw(grain.transforms.RandomMap):
-  """A track's index to what a batch holds of it, without the batch's axis."""
+  """A track's index to it and its starts: {"track", "views", "short"}.
+
+  Only whole batches are read, each into its own place, since copying takes as
+  long as reading.
+  """
 
   def __init__(
     self,
@@ -202,49 +202,60 @@ class _Draw(grain.transforms.RandomMap):
     views: int,
     short: int,
     short_views: int,
-    *,
-    labels: bool,
   ):
     self._tracks, self._length = tracks, length
     self._gap, self._views = gap, views
     self._short, self._short_views = short, short_views
-    self._labels = labels
 
   def random_map(
     self, track: int, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
+  ) -> dict[str, int | np.ndarray]:
     allowed = _allowed(self._tracks, track, self._length)
     starts = segments.draw(rng, allowed, self._views, self._gap)
-    item = {"views": self._read(track, starts, self._length)}
+    item = {"track": int(track), "views": starts}
     if self._short_views:  # after the views, which are to stay as they are
       allowed = _allowed(self._tracks, track, self._short)
-      starts = segments.draw_any(rng, allowed, self._short_views)
-      item["short"] = self._read(track, starts, self._short)
-    if self._labels:
-      item["labels"] = self._tracks.labels[track][None].astype(np.int8)
+      item["short"] = segments.draw_any(rng, allowed, self._short_views)
     return item
 
-  def _read(self, track: int, starts: np.ndarray, length: int) -> np.ndarray:
-    return np.stack(
-      [
-        self._tracks.read(track, start * BLOCK, length * BLOCK)
-        for start in starts
-      ]
-    )
+
+class _ReadBatch:
+  """What `_Draw` drew of some tracks to their batch."""
+
+  def __init__(self, tracks: Tracks, length: int, short: int, *, labels: bool):
+    self._tracks, self._labels = tracks, labels
+    self._lengths = {"views": length, "short": short}
+
+  def __call__(self, items: list[dict]) -> dict[str, np.ndarray]:
+    chosen = [item["track"] for item in items]
+    batch = {}
+    for name in [name for name in self._lengths if name in items[0]]:
+      starts = np.stack([item[name] for item in items], axis=1)
+      where = [list(zip(chosen, view, strict=True)) for view in starts.tolist()]
+      length = self._lengths[name] * BLOCK
+      batch[name] = np.empty((*starts.shape, length), np.int16)
+      for view, places in enumerate(where):
+        _read_into(batch[name][view], self._tracks, places)
+    if self._labels:
+      batch["labels"] = self._tracks.labels[chosen][None].astype(np.int8)
+    return batch
 
 
-class _Read(grain.transforms.Map):
-  """A (track, start) to its segment, int16 [samples]."""
+class _ReadSegments:
+  """Pairs of a track and a start to their segments, int16 [batch, samples]."""
 
   def __init__(self, tracks: Tracks, length: int):
     self._tracks, self._length = tracks, length
 
-  def map(self, where: np.ndarray) -> np.ndarray:
-    track, start = where
-    return self._tracks.read(track, start * BLOCK, self._length * BLOCK)
+  def __call__(self, where: list[np.ndarray]) -> np.ndarray:
+    segments_read = np.empty((len(where), self._length * BLOCK), np.int16)
+    _read_into(segments_read, self._tracks, np.stack(where).tolist())
+    return segments_read
 
 
-def _stack(items: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  return {
-    name: np.stack([item[name] for item in items], axis=1) for name in items[0]
-  }
+def _read_into(
+  out: np.ndarray, tracks: Tracks, where: Sequence[tuple[int, int]]
+) -> None:
+  """Reads segments from (track, start in blocks) into int16 [n, samples]."""
+  for segment, (track, start) in zip(out, where, strict=True):
+    tracks.read(track, start * BLOCK, len(segment), segment)

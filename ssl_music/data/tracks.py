@@ -1,16 +1,17 @@
 """Reads prepared data sets: a table of tracks, random access to their audio."""
 
 import csv
-import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
-from ssl_music.data.writer import BLOCK, CHUNK
+from ssl_music.data import records
+from ssl_music.data.records import BLOCK, CHUNK
+from ssl_music.data.writer import VERSION
 from ssl_music.errors import InputError
 
 
@@ -29,6 +30,10 @@ class Tracks:
   Attributes:
     name: as given, such as "demo" or "a+b".
     ids, paths, splits: lists of str, one entry a track.
+    missing: {split: ids} of tracks that the data set's tables put into a split
+      and that are not in it, since they are absent or unusable.
+    card, folder: of the data set, see `plans.describe`; of several, the first
+      one's and the last one's.
     samples: int64 [tracks], lengths at 16 kHz.
     rms: float64 [tracks], of the int16 samples.
     tags: the vocabulary in label order; empty for several data sets.
@@ -55,7 +60,8 @@ class Tracks:
     self._data_dir = Path(data_dir) if data_dir else default_data_dir()
     self._parts: list[tuple[str, Path, str]] = []  # name, folder, split
     self._handles: dict = {}
-    rows, vocabularies = [], []
+    rows, vocabularies, cards = [], [], []
+    self.missing: dict[str, list[str]] = {split: [] for split in splits}
     names = name.split("+")
     if len(set(names)) < len(names):
       raise InputError(
@@ -65,6 +71,10 @@ class Tracks:
       folder = find(part, self._data_dir)
       table = _read_table(folder)
       vocabularies.append(_read_tags(folder))
+      cards.append(json.loads((folder / "card.json").read_text("utf-8")))
+      for row in _read_rows(folder / "skipped.csv"):
+        if row["split"] in splits:
+          self.missing[row["split"]].append(row["id"])
       for split in splits:
         chosen = [row for row in table if row["split"] == split]
         if chosen:
@@ -76,6 +86,7 @@ class Tracks:
         f" {' or '.join(splits)}: prepare it with such a split, or choose"
         " others with --config.data.splits"
       )
+    self.card, self.folder = cards[0], folder
     self.ids = [row["id"] for row in rows]
     self.paths = [row["path"] for row in rows]
     self.splits = [row["split"] for row in rows]
@@ -105,58 +116,63 @@ class Tracks:
     """Returns the mean square of a track's blocks, float32 [blocks]."""
     folder = self._parts[self._part[track]][1]
     if folder not in self._handles:
-      self._handles[folder] = np.load(folder / "energy.npy", mmap_mode="r")
+      energies = np.memmap(folder / "energy.f32", "<f4", "r")
+      # A view of a memmap is slow to make, of an array quick.
+      self._handles[folder] = energies.view(np.ndarray)
     first = self._first_block[track]
     blocks = self.samples[track] // BLOCK
-    return np.asarray(self._handles[folder][first : first + blocks])
+    return self._handles[folder][first : first + blocks]
 
-  def read(self, track: int, start: int, length: int) -> np.ndarray:
+  def read(
+    self, track: int, start: int, length: int, out: np.ndarray | None = None
+  ) -> np.ndarray:
     """Reads part of a track.
 
     Args:
       track: index into the table.
       start: first sample.
       length: in samples; `start + length` is within the track.
+      out: int16 [length] to read into; None makes a new array.
 
     Returns:
       int16 [length].
     """
-    first, last = start // CHUNK, (start + length - 1) // CHUNK
-    row = self._row[track]
-    source = self._source(self._part[track])
-    # One by one: for so few, asking for all at once only starts threads.
-    pcm = np.concatenate(
-      [_audio(source[row + chunk]) for chunk in range(first, last + 1)]
-    )
-    offset = start - first * CHUNK
-    return pcm[offset : offset + length]
+    out = np.empty(length, np.int16) if out is None else out
+    row, record = int(self._row[track]), self._source(int(self._part[track]))
+    for chunk in range(start // CHUNK, -(-(start + length) // CHUNK)):
+      shift = chunk * CHUNK - start  # of the record against `out`
+      first, last = max(-shift, 0), min(length - shift, CHUNK)
+      out[shift + first : shift + last] = record(row + chunk)[first:last]
+    return out
 
-  def _source(self, part: int):
+  def _source(self, part: int) -> records.Reader:
     if part not in self._handles:
       _, folder, split = self._parts[part]
-      # Raw, since decoding all features takes twice as long as reading.
-      self._handles[part] = tfds.builder_from_directory(folder).as_data_source(
-        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-      )
+      self._handles[part] = records.Reader(folder, split)
     return self._handles[part]
 
 
 def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
-  """Returns the folder of a data set's newest version.
+  """Returns the folder of a data set.
 
   Raises:
-    InputError: it is not there.
+    InputError: it is not there, or of a version that is no longer read.
   """
   data_dir = Path(data_dir) if data_dir else default_data_dir()
-  versions = [
-    folder
-    for folder in (data_dir / name).glob("[0-9]*.[0-9]*.[0-9]*")
-    if (folder / "tracks.csv").exists()
-  ]
+  folder = data_dir / name / VERSION
+  if name and (folder / "card.json").exists():
+    return folder
+  versions = sorted(
+    f.parent.name for f in folder.parent.glob("[0-9]*/tracks.csv")
+  )
   if name and versions:
-    return max(versions, key=lambda f: tuple(map(int, f.name.split("."))))
+    raise InputError(
+      f"data set {name} in {data_dir} is of version {' and '.join(versions)},"
+      f" and this program reads {VERSION}: make it again with python -m"
+      " ssl_music.prepare"
+    )
   there = sorted(
-    {f.parent.parent.name for f in data_dir.glob("*/*/tracks.csv")}
+    f.parent.parent.name for f in data_dir.glob(f"*/{VERSION}/card.json")
   )
   raise InputError(
     f"no data set {name!r} in {data_dir} (there: {', '.join(there) or 'none'}):"
@@ -165,45 +181,27 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
   )
 
 
-def fingerprint(tracks: Iterable[tuple[str, ...]], tags: Sequence[str]) -> str:
-  """Returns a hash of which track is in which split and of the tags' order.
-
-  Scores with the same fingerprint are of the same tracks and label columns.
-
-  Args:
-    tracks: (split, id) of each, in any order.
-    tags: in the order of the columns.
-  """
-  digest = hashlib.sha256()
-  for tag in tags:
-    digest.update(f"tag\t{tag}\n".encode())
-  for line in sorted(tracks):
-    digest.update("\t".join(line).encode() + b"\n")
-  return digest.hexdigest()[:12]
-
-
-def _audio(record: bytes) -> np.ndarray:
-  features = tf_example_pb2.Example.FromString(record).features.feature
-  return np.frombuffer(features["audio"].bytes_list.value[0], np.int16)
-
-
 def _read_table(folder: Path) -> list[dict]:
   rows, block = [], 0
-  with (folder / "tracks.csv").open(newline="", encoding="utf-8") as file:
-    for row in csv.DictReader(file):
-      samples = int(row["samples"])
-      rows.append(
-        row
-        | {
-          "samples": samples,
-          "row": int(row["row"]),
-          "rms": float(row["rms"]),
-          "tags": row["tags"].split("|") if row["tags"] else [],
-          "first_block": block,
-        }
-      )
-      block += samples // BLOCK
+  for row in _read_rows(folder / "tracks.csv"):
+    samples = int(row["samples"])
+    rows.append(
+      row
+      | {
+        "samples": samples,
+        "row": int(row["row"]),
+        "rms": float(row["rms"]),
+        "tags": row["tags"].split("|") if row["tags"] else [],
+        "first_block": block,
+      }
+    )
+    block += samples // BLOCK
   return rows
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, str]]:
+  with path.open(newline="", encoding="utf-8") as file:
+    yield from csv.DictReader(file)
 
 
 def _read_tags(folder: Path) -> list[str]:

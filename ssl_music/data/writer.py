@@ -1,78 +1,72 @@
 """Writes tracks as a TFDS data set in ArrayRecord.
 
-A track is stored as records of `CHUNK_SECONDS`, in order, so that a segment
-is read without the rest of its track. Beside the shards lie
+A track is stored as records of `CHUNK` samples, in order, so that a segment is
+read without the rest of its track. Beside the shards lie
 
 - `tracks.csv`, one row a track: id, path, split, its first record in that
-  split, samples, root mean square, tags; and
-- `energy.npy`, the mean square of every `BLOCK` samples of every track, in
-  the order of the rows: what tells sounding segments without reading audio.
+  split, samples, root mean square, tags;
+- `energy.f32`, the mean square of every `BLOCK` samples of every track, in the
+  order of the rows: what tells sounding segments without reading audio;
+- `skipped.csv`, one row for each track of the plan that is not there: id, path,
+  split, reason; and
+- `card.json`, what `plans.describe` says of the plan.
 
-TFDS's generator-based builders collect a split in memory and, over 1 GB of
-it, need TensorFlow for their temporary files; its sequential writer streams.
-Only this module writes data sets.
+Memory does not grow with a track's length: workers pass audio on in files.
 """
 
 import csv
+import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from ssl_music import progress
-from ssl_music.data import audio, workers
+from ssl_music.data import audio, plans, records, workers
+from ssl_music.data.records import BLOCK, CHUNK
 from ssl_music.errors import InputError
 from ssl_music.lock import hold
 
-CHUNK_SECONDS = 4
-CHUNK = CHUNK_SECONDS * audio.SAMPLE_RATE
-BLOCK = audio.SAMPLE_RATE // 10
 COLUMNS = ("id", "path", "split", "row", "samples", "rms", "tags")
-SPLITS = ("train", "validation", "test", "unlabelled")
-VERSION = "1.0.0"
-_CHUNKS_PER_SHARD = 4096  # 0.5 GB of int16
+SKIPPED = ("id", "path", "split", "reason")
+VERSION = "2.0.0"
+ABSENT = "no such file"
+_SLAB = 600 * BLOCK  # samples whose energy is computed at a time
 
 
 def write(
   name: str,
-  tracks: Sequence[dict],
-  load: Callable[[dict], np.ndarray],
+  plan: Mapping[str, Any],
   *,
   data_dir: Path,
-  tags: Sequence[str] = (),
-  description: str = "",
-  citation: str = "",
   min_seconds: float = 4.0,
   processes: int = 0,
   overwrite: bool = False,
-) -> dict:
+) -> dict[str, Any]:
   """Writes a data set; an interrupted one leaves nothing that looks finished.
 
   It is written to a folder called `incomplete.…` and renamed when whole.
 
   Args:
     name: of the data set, its folder under `data_dir`.
-    tracks: dicts with "id", "path", "split" (one of `SPLITS`) and "tags" (a
-      list from `tags`), unique by id; written in this order.
-    load: a picklable function that takes one of `tracks` and returns float
-      [samples] at 16 kHz, or raises `audio.AudioError`.
+    plan: see `plans`; its tracks are written in their order.
     data_dir: TFDS's.
-    tags: the vocabulary, in the order of the label columns.
-    description: for the data set's card.
-    citation: BibTeX, for the data set's card.
     min_seconds: shorter tracks are skipped.
-    processes: worker processes that load; 0 loads in this one.
+    processes: worker processes that decode; 0 decodes in this one.
     overwrite: replace a data set of this name.
 
   Returns:
-    {"name", "folder", "prepared": {split: tracks}, "skipped": [(path,
-    reason)], "seconds": of audio}.
+    {"name", "folder", "prepared": {split: tracks}, "skipped": [dicts with
+    `SKIPPED`], "seconds": of audio}.
 
   Raises:
-    InputError: the data set exists, another process is writing it, or no
-      track can be used.
+    InputError: the data set exists, another process is writing it, no track
+      can be used, or the disk is full.
   """
   folder = Path(data_dir) / name / VERSION
   if folder.exists() and not overwrite:
@@ -84,25 +78,91 @@ def write(
     for leftover in folder.parent.glob("incomplete.*"):
       shutil.rmtree(leftover)  # of a run that was killed
     unfinished = folder.with_name(f"incomplete.{VERSION}")
-    unfinished.mkdir()
     try:
-      info = _info(name, unfinished, tags, description, citation)
-      prepare = _Prepare(load, min_seconds)
-      summary = _write_into(unfinished, info, tracks, prepare, processes)
+      unfinished.mkdir()
+      summary = _write_into(
+        unfinished, name, plan, min_seconds=min_seconds, processes=processes
+      )
       if folder.exists():
         shutil.rmtree(folder)
       unfinished.rename(folder)
+    except OSError as error:
+      raise InputError(
+        f"cannot write data set {name} to {folder.parent}"
+        f" ({error.strerror or error}), and nothing of it is kept: free some"
+        " space there, make it writable, or give another --data_dir"
+      ) from error
     finally:
       shutil.rmtree(unfinished, ignore_errors=True)
   return {"name": name, "folder": folder} | summary
 
 
-def _info(
-  name: str,
+def _write_into(
   folder: Path,
-  tags: Sequence[str],
-  description: str,
-  citation: str,
+  name: str,
+  plan: Mapping[str, Any],
+  *,
+  min_seconds: float,
+  processes: int,
+) -> dict[str, Any]:
+  info = _info(name, folder, plan)
+  passed_on = folder / "passed_on"
+  passed_on.mkdir()
+  prepare = Prepare(plan["load"], min_seconds, passed_on)
+  rows = dict.fromkeys(plans.SPLITS, 0)
+  prepared = dict.fromkeys(plans.SPLITS, 0)
+  skipped, samples = [], 0
+  shards = records.Shards(folder, info)
+  with (
+    (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
+    (folder / "energy.f32").open("wb") as energies,
+    workers.pool(processes) as run,
+    progress.bar(total=len(plan["tracks"]), unit="track", desc=name) as bar,
+  ):
+    table = csv.DictWriter(file, COLUMNS)
+    table.writeheader()
+    for track, result in _in_order(plan["tracks"], prepare, run):
+      bar.update()
+      if isinstance(result, str):
+        reason = result
+        if track["id"] in plan["known_bad"]:
+          reason += f" (known: {plan['known_bad'][track['id']]})"
+        skipped.append(_pick(track, SKIPPED[:3]) | {"reason": reason})
+        continue
+      split = track["split"]
+      pcm = np.memmap(result["file"], "<i2", "r")
+      shards.add(split, _examples(track, pcm, "tags" in info.features))
+      Path(result["file"]).unlink()
+      result["energy"].astype("<f4").tofile(energies)
+      entry = {"row": rows[split], "samples": len(pcm)}
+      entry |= {"rms": f"{result['rms']:.9g}", "tags": "|".join(track["tags"])}
+      table.writerow(_pick(track, COLUMNS[:3]) | entry)
+      rows[split] += -(-len(pcm) // CHUNK)
+      prepared[split] += 1
+      samples += len(pcm)
+    if not samples:
+      some = "; ".join(f"{one['path']}: {one['reason']}" for one in skipped[:3])
+      raise InputError(
+        f"none of the {len(skipped)} tracks of {name} can be used ({some}):"
+        " give others"
+      )
+  shards.close()
+  shutil.rmtree(passed_on)  # a crashed worker leaves its file there
+  with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
+    table = csv.DictWriter(file, SKIPPED)
+    table.writeheader()
+    table.writerows(skipped)
+  card = json.dumps(plans.describe(plan), indent=2, ensure_ascii=False)
+  (folder / "card.json").write_text(card + "\n", encoding="utf-8")
+  return {
+    "prepared": {split: count for split, count in prepared.items() if count},
+    "skipped": skipped,
+    "seconds": samples / audio.SAMPLE_RATE,
+  }
+
+
+def _info(
+  name: str, folder: Path, plan: Mapping[str, Any]
 ) -> tfds.core.DatasetInfo:
   features = {
     "audio": tfds.features.Tensor(
@@ -112,8 +172,8 @@ def _info(
     "path": tfds.features.Text(),
     "chunk": np.int32,
   }
-  if tags:
-    labels = tfds.features.ClassLabel(names=list(tags))
+  if plan["tags"]:
+    labels = tfds.features.ClassLabel(names=list(plan["tags"]))
     features["tags"] = tfds.features.Sequence(labels)
   identity = tfds.core.dataset_info.DatasetIdentity(
     name=name,
@@ -124,89 +184,53 @@ def _info(
   return tfds.core.DatasetInfo(
     builder=identity,
     features=tfds.features.FeaturesDict(features),
-    description=description,
-    citation=citation,
+    description=plan["description"],
+    citation=plan["citation"],
+    license=plan["licence"],
     disable_shuffling=True,
   )
 
 
-def _write_into(
-  folder: Path,
-  info: tfds.core.DatasetInfo,
-  tracks: Sequence[dict],
-  prepare: Callable[[dict], dict | str],
-  processes: int,
-) -> dict:
-  shards = tfds.core.SequentialWriter(
-    info, _CHUNKS_PER_SHARD, file_format="array_record"
-  )
-  rows = dict.fromkeys(SPLITS, 0)
-  prepared = dict.fromkeys(SPLITS, 0)
-  skipped: list[tuple[str, str]] = []
-  energies: list[np.ndarray] = []
-  with (
-    (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
-    workers.pool(processes) as run,
-    progress.bar(total=len(tracks), unit="track", desc=info.name) as bar,
+def _in_order(
+  tracks: Iterable[dict], prepare: "Prepare", run: workers.Run
+) -> Iterator[tuple[dict, dict | str]]:
+  """Yields each track with its result; absent ones trouble no worker."""
+  tracks = list(tracks)
+  present = (track for track in tracks if track.get("file", "") is not None)
+  results = run(prepare, present)
+  for track in tracks:
+    if track.get("file", "") is None:
+      yield track, ABSENT
+    else:
+      yield track, next(results)[1]
+
+
+class Prepare:
+  """Decodes and measures one track, in a worker process."""
+
+  def __init__(
+    self,
+    load: Callable[[dict], Iterable[np.ndarray]],
+    min_seconds: float,
+    folder: Path,
   ):
-    table = csv.DictWriter(file, COLUMNS)
-    table.writeheader()
-    for track, result in run(prepare, tracks):
-      bar.update()
-      if isinstance(result, str):
-        skipped.append((track["path"], result))
-        continue
-      split, pcm = track["split"], result["pcm"]
-      if not prepared[split]:
-        shards.initialize_splits([split])
-      examples = list(_examples(track, pcm, with_tags="tags" in info.features))
-      shards.add_examples({split: examples})
-      entry = {
-        "id": track["id"],
-        "path": track["path"],
-        "split": split,
-        "row": rows[split],
-        "samples": len(pcm),
-        "rms": f"{result['rms']:.9g}",
-        "tags": "|".join(track["tags"]),
-      }
-      table.writerow(entry)
-      rows[split] += len(examples)
-      prepared[split] += 1
-      energies.append(result["energy"])
-  if not energies:
-    reasons = "; ".join(f"{path}: {why}" for path, why in skipped[:3])
-    raise InputError(
-      f"none of the {len(skipped)} audio files of {info.name} can be used"
-      f" ({reasons}): give others"
-    )
-  shards.close_all()
-  np.save(folder / "energy.npy", np.concatenate(energies))
-  _write_skipped(folder / "skipped.csv", skipped)
-  return {
-    "prepared": {split: count for split, count in prepared.items() if count},
-    "skipped": skipped,
-    "seconds": float(sum(map(len, energies))) * BLOCK / audio.SAMPLE_RATE,
-  }
-
-
-class _Prepare:
-  """Loads and measures one track, in a worker process."""
-
-  def __init__(self, load: Callable[[dict], np.ndarray], min_seconds: float):
-    self._load, self._min_seconds = load, min_seconds
+    self._load, self._min_seconds, self._folder = load, min_seconds, folder
 
   def __call__(self, track: dict) -> dict | str:
+    """Returns {"file": of int16 samples, "energy", "rms"}, or a reason."""
+    handle, file = tempfile.mkstemp(dir=self._folder)
+    os.close(handle)
     try:
-      pcm = audio.to_pcm(self._load(track))
+      seconds = audio.write_pcm(self._load(track), file) / audio.SAMPLE_RATE
+      if seconds >= max(self._min_seconds, BLOCK / audio.SAMPLE_RATE):
+        energy = block_energy(np.memmap(file, "<i2", "r"))
+        rms = float(np.sqrt(energy.mean(dtype=np.float64)))
+        return {"file": file, "energy": energy, "rms": rms}
+      reason = f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"
     except audio.AudioError as error:
-      return str(error)
-    seconds = len(pcm) / audio.SAMPLE_RATE
-    if seconds < self._min_seconds:
-      return f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"
-    energy = block_energy(pcm)
-    rms = float(np.sqrt(energy.mean(dtype=np.float64)))
-    return {"pcm": pcm, "energy": energy, "rms": rms}
+      reason = str(error)
+    Path(file).unlink(missing_ok=True)
+    return reason
 
 
 def block_energy(pcm: np.ndarray) -> np.ndarray:
@@ -215,20 +239,23 @@ def block_energy(pcm: np.ndarray) -> np.ndarray:
   Args:
     pcm: int16 [samples].
   """
-  blocks = pcm[: len(pcm) // BLOCK * BLOCK].reshape(-1, BLOCK)
-  return (
-    np.square(blocks.astype(np.float32))
-    .mean(axis=1, dtype=np.float64)
-    .astype(np.float32)
-  )
+  whole = pcm[: len(pcm) // BLOCK * BLOCK]
+  energy = np.empty(len(whole) // BLOCK, np.float32)
+  for start in range(0, len(whole), _SLAB):
+    slab = whole[start : start + _SLAB].astype(np.float32).reshape(-1, BLOCK)
+    first = start // BLOCK
+    energy[first : first + len(slab)] = np.square(slab).mean(
+      axis=1, dtype=np.float64
+    )
+  return energy
 
 
 def _examples(
-  track: dict, pcm: np.ndarray, *, with_tags: bool
+  track: Mapping, pcm: np.ndarray, with_tags: bool
 ) -> Iterator[dict]:
   for chunk in range(-(-len(pcm) // CHUNK)):
     example = {
-      "audio": pcm[chunk * CHUNK : (chunk + 1) * CHUNK],
+      "audio": np.asarray(pcm[chunk * CHUNK : (chunk + 1) * CHUNK]),
       "id": track["id"],
       "path": track["path"],
       "chunk": chunk,
@@ -236,8 +263,5 @@ def _examples(
     yield example | ({"tags": track["tags"]} if with_tags else {})
 
 
-def _write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
-  with path.open("w", newline="", encoding="utf-8") as file:
-    table = csv.writer(file)
-    table.writerow(("path", "reason"))
-    table.writerows(skipped)
+def _pick(track: Mapping, names: Iterable[str]) -> dict:
+  return {name: track[name] for name in names}

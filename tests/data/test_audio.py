@@ -1,6 +1,14 @@
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from ssl_music.data import audio
 
@@ -66,6 +74,10 @@ def test_reads_no_more_than_asked(tmp_path):
   soundfile.write(tmp_path / "a.flac", tone(5), RATE)
   decoded = audio.decode(tmp_path / "a.flac", max_seconds=2)
   assert len(decoded) == 2 * RATE
+
+
+def names(folder):
+  return [path.name for path in folder.iterdir()]
 
 
 def cut(path, share=0.5):
@@ -157,10 +169,32 @@ def test_files_without_audio(tmp_path, kind, content, reason):
     audio.decode(tmp_path / f"a.{kind}")
 
 
-def test_m4a_is_named(tmp_path):
-  (tmp_path / "a.M4A").write_bytes(b"x")
-  with pytest.raises(audio.AudioError, match=r"\.m4a is not decodable"):
-    audio.decode(tmp_path / "a.M4A")
+def test_what_cannot_be_opened_is_unusable_audio(tmp_path, monkeypatch):
+  (tmp_path / "folder.wav").mkdir()
+  os.mkfifo(tmp_path / "pipe.wav")
+  for name in ("folder.wav", "pipe.wav"):
+    with pytest.raises(audio.AudioError, match="not a regular file"):
+      audio.decode(tmp_path / name)
+  with pytest.raises(audio.AudioError, match=r"unreadable \(No such file"):
+    audio.decode(tmp_path / "absent.wav")
+  soundfile.write(tmp_path / "a.wav", tone(), RATE)
+
+  def refuse(*args, **kwargs):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(Path, "open", refuse)
+  with pytest.raises(
+    audio.AudioError, match=r"unreadable \(Input/output error"
+  ):
+    audio.decode(tmp_path / "a.wav")
+
+
+def test_importing_does_not_import_pyav():
+  script = (
+    "import sys, ssl_music.data.audio;"
+    "sys.exit(any(m.split('.')[0] in ('av', 'jax') for m in sys.modules))"
+  )
+  subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_not_finite(tmp_path):
@@ -181,3 +215,106 @@ def test_pcm_has_full_peak():
 def test_pcm_refuses_silence():
   with pytest.raises(audio.AudioError, match="silent"):
     audio.to_pcm(np.full(1000, 1e-5, np.float32))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_stream_is_decoding_in_one_piece(tmp_path, monkeypatch, kind, channels):
+  if kind == "mp3" and channels == 3:
+    pytest.skip("mp3 has two channels at most")
+  rate = 48_000 if kind == "opus" else 44_100
+  noise = np.random.default_rng(0).standard_normal((rate * 2, channels)) * 0.1
+  options = {"format": kind} | FORMATS[kind]
+  soundfile.write(tmp_path / "a.x", noise, rate, **options)
+  whole, _ = soundfile.read(tmp_path / "a.x", dtype="float32", always_2d=True)
+  expected = soxr.resample(whole.mean(axis=1), rate, RATE, quality="HQ")
+  # The mp3 decoder rounds otherwise where it starts to fill a block.
+  tolerance = 2e-7 if kind == "mp3" else 0
+  for size in (5_000, audio._BLOCK):
+    monkeypatch.setattr(audio, "_BLOCK", size)
+    blocks = list(audio.stream(tmp_path / "a.x"))
+    assert all(block.dtype == np.float32 for block in blocks)
+    assert max(map(len, blocks)) < 2 * size
+    found = np.concatenate(blocks)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(audio.decode(tmp_path / "a.x"), found)
+
+
+def test_stream_tells_a_cut_at_its_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(audio, "_BLOCK", RATE)
+  soundfile.write(tmp_path / "a.wav", tone(20), RATE)
+  cut(tmp_path / "a.wav")
+  seconds = 0
+  with pytest.raises(audio.AudioError, match=r"truncated \(10.0 s of the 20.0"):
+    for block in audio.stream(tmp_path / "a.wav"):
+      seconds += len(block) / RATE
+  assert seconds == pytest.approx(10, abs=0.01)
+
+
+def test_there_is_a_longest_track(tmp_path, monkeypatch):
+  monkeypatch.setattr(audio, "_LONGEST_HOURS", 2 / 3600)
+  soundfile.write(tmp_path / "a.wav", tone(3), RATE)
+  assert len(audio.decode(tmp_path / "a.wav", max_seconds=2)) == 2 * RATE
+  with pytest.raises(audio.AudioError, match="longer than"):
+    audio.decode(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 9])
+def test_average(channels):
+  samples = np.random.default_rng(0).standard_normal((100, channels))
+  found = audio.average(samples.astype(np.float32))
+  np.testing.assert_allclose(found, samples.mean(axis=1), atol=1e-6)
+  # Both layouts: PyAV gives channels first.
+  planar = np.asfortranarray(samples.astype(np.float32))
+  np.testing.assert_array_equal(audio.average(planar), found)
+
+
+@pytest.mark.parametrize("spool", [1_000, audio._SPOOL])
+def test_writes_the_numbers_of_to_pcm(tmp_path, monkeypatch, spool):
+  monkeypatch.setattr(audio, "_SPOOL", spool)
+  monkeypatch.setattr(audio, "_BLOCK", 777)
+  random = np.random.default_rng(0)
+  sizes = (1, 0, 5_000, 20, 3_333)
+  blocks = [random.standard_normal(n).astype(np.float32) for n in sizes]
+  written = audio.write_pcm(iter(blocks), str(tmp_path / "a.pcm"))
+  expected = audio.to_pcm(np.concatenate(blocks))
+  found = np.fromfile(tmp_path / "a.pcm", "<i2")
+  assert written == len(expected) == sum(sizes)
+  np.testing.assert_array_equal(found, expected)
+  assert names(tmp_path) == ["a.pcm"]
+
+
+@pytest.mark.parametrize(
+  ("blocks", "reason"),
+  [
+    ([], "no samples"),
+    ([np.zeros(0, np.float32)], "no samples"),
+    ([np.full(1000, 1e-5, np.float32)] * 3, "silent"),
+  ],
+)
+def test_nothing_is_written_of_nothing(tmp_path, blocks, reason):
+  with pytest.raises(audio.AudioError, match=reason):
+    audio.write_pcm(blocks, tmp_path / "a.pcm")
+  assert not names(tmp_path)
+
+
+def test_nothing_is_written_of_a_broken_track(tmp_path):
+  soundfile.write(tmp_path / "a.wav", tone(20), RATE)
+  cut(tmp_path / "a.wav")
+  with pytest.raises(audio.AudioError, match="truncated"):
+    audio.write_pcm(audio.stream(tmp_path / "a.wav"), tmp_path / "a.pcm")
+  assert names(tmp_path) == ["a.wav"]
+
+
+@pytest.mark.parametrize("spool", [1_000, audio._SPOOL])
+def test_a_full_disk_is_not_the_tracks_fault(tmp_path, monkeypatch, spool):
+  monkeypatch.setattr(audio, "_SPOOL", spool)
+  soundfile.write(tmp_path / "a.wav", tone(20), RATE)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+  try:
+    with pytest.raises(OSError, match="File too large"):
+      audio.write_pcm(audio.stream(tmp_path / "a.wav"), tmp_path / "a.pcm")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert names(tmp_path) == ["a.wav"]

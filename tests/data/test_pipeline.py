@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ssl_music.data import pipeline, segments, writer
+from ssl_music.data import pipeline, segments
 from ssl_music.data.tracks import Tracks
 from ssl_music.data.writer import BLOCK
 from ssl_music.errors import InputError
@@ -37,7 +37,7 @@ def burst(track):
   noise = np.random.default_rng(index).standard_normal(6 * tiny.RATE)
   loud = np.zeros(60, bool)
   loud[10:23] = loud[30 : 42 + index] = True
-  return noise * np.where(np.repeat(loud, BLOCK), 0.1, 0.005)
+  return [noise * np.where(np.repeat(loud, BLOCK), 0.1, 0.005)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def bursts(tmp_path_factory):
     {"index": i, "id": f"b{i}", "path": f"b{i}", "split": "train", "tags": []}
     for i in range(4)
   ]
-  writer.write("bursts", described, burst, data_dir=folder)
+  tiny.write(folder, "bursts", described, burst, tags=[])
   return Tracks("bursts", ("train",), folder)
 
 

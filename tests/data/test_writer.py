@@ -1,5 +1,6 @@
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import tensorflow_datasets as tfds
 import tiny
 
 from ssl_music.data import audio, segments, writer
-from ssl_music.data.tracks import Tracks, find, fingerprint
+from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
 
 
@@ -60,7 +61,7 @@ def test_is_a_plain_tfds_data_set(data_dir):
 def _load_some(track):
   if track["index"] % 2:
     raise audio.AudioError("broken on purpose")
-  return np.ones(track["index"] * 8000, np.float32)
+  return [np.ones(track["index"] * 8000, np.float32)]
 
 
 def _load_none(track):
@@ -68,21 +69,24 @@ def _load_none(track):
 
 
 def test_skips_are_counted_and_listed(tmp_path):
-  summary = writer.write(
-    "some", tiny.tracks()[:12], _load_some, data_dir=tmp_path, tags=tiny.TAGS
-  )
-  assert summary["prepared"] == {"train": 2}
-  reasons = dict(summary["skipped"])
-  assert len(reasons) == 10
+  rows = tiny.tracks()[:12]
+  rows[10]["file"] = None
+  summary = tiny.write(tmp_path, "some", rows, _load_some)
+  assert summary["prepared"] == {"train": 1}
+  reasons = {one["id"]: one["reason"] for one in summary["skipped"]}
+  assert len(reasons) == 11
+  assert reasons["t10"] == writer.ABSENT
   assert reasons["t01"] == "broken on purpose"
   assert reasons["t06"].startswith("too short (3.0 s")
   with (summary["folder"] / "skipped.csv").open() as file:
-    assert [tuple(row) for row in csv.reader(file)][1:] == summary["skipped"]
+    assert list(csv.DictReader(file)) == summary["skipped"]
+  missing = Tracks("some", ("train",), tmp_path).missing
+  assert missing == {"train": [row["id"] for row in rows if row["id"] != "t08"]}
 
 
 def test_nothing_usable_leaves_nothing(tmp_path):
   with pytest.raises(InputError, match=r"none of the 40 .* broken on purpose"):
-    writer.write("none", tiny.tracks(), _load_none, data_dir=tmp_path)
+    tiny.write(tmp_path, "none", load=_load_none)
   assert not [path for path in tmp_path.rglob("*") if path.name != ".lock"][1:]
 
 
@@ -90,28 +94,14 @@ def test_an_existing_data_set_is_kept(tmp_path):
   tiny.write(tmp_path)
   with pytest.raises(InputError, match="data set tiny exists"):
     tiny.write(tmp_path)
-  replaced = writer.write(
-    "tiny",
-    tiny.tracks()[:3],
-    tiny.waveform,
-    tags=tiny.TAGS,
-    data_dir=tmp_path,
-    overwrite=True,
-  )
+  replaced = tiny.write(tmp_path, rows=tiny.tracks()[:3], overwrite=True)
   assert len(Tracks("tiny", ("train",), tmp_path)) == 3
   assert replaced["prepared"] == {"train": 3}
 
 
 def test_any_number_of_processes_writes_the_same(tmp_path, data_dir):
-  writer.write(
-    "tiny",
-    tiny.tracks(),
-    tiny.waveform,
-    tags=tiny.TAGS,
-    data_dir=tmp_path,
-    processes=2,
-  )
-  for name in ("tracks.csv", "energy.npy", "tiny-train.array_record-00000"):
+  tiny.write(tmp_path, processes=2)
+  for name in ("tracks.csv", "energy.f32", "tiny-train.array_record-00000"):
     one = (find("tiny", data_dir) / name).read_bytes()
     assert (find("tiny", tmp_path) / name).read_bytes() == one, name
 
@@ -120,16 +110,14 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
   script = textwrap.dedent("""
     import sys, time
     import tiny
-    from ssl_music.data import writer
 
     def slow(track):
       if track["index"] == 5:
         print("going", flush=True)
         time.sleep(60)
-      return tiny.waveform(track)
+      return tiny.load(track)
 
-    writer.write("tiny", tiny.tracks(), slow, tags=tiny.TAGS,
-                 data_dir=sys.argv[1])
+    tiny.write(sys.argv[1], load=slow)
   """)
   environment = os.environ | {"PYTHONPATH": os.path.dirname(tiny.__file__)}  # noqa: PTH120
   with subprocess.Popen(
@@ -172,18 +160,19 @@ def test_missing_data_sets_are_named(data_dir):
     Tracks("tiny", ("unlabelled",), data_dir)
 
 
-def test_fingerprint_tells_splits_and_tag_order(data_dir):
-  def pairs(*splits):
-    tracks = Tracks("tiny", splits, data_dir)
-    return list(zip(tracks.splits, tracks.ids, strict=True))
-
-  every = pairs("train", "validation", "test")
-  other_order = pairs("test", "validation", "train")
-  fewer = pairs("train", "test")
-  assert fingerprint(every, tiny.TAGS) == fingerprint(other_order, tiny.TAGS)
-  different = {
-    fingerprint(every, tiny.TAGS),
-    fingerprint(every, tiny.TAGS[::-1]),
-    fingerprint(fewer, tiny.TAGS),
-  }
-  assert len(different) == 3
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("limit", [100_000, 1_000_000])
+def test_a_full_disk_is_explained_and_leaves_nothing(
+  tmp_path, limit, processes
+):
+  """The smaller limit stops a worker's file, the larger one a shard."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+  try:
+    with pytest.raises(InputError, match=r"cannot write data set tiny .*too"):
+      tiny.write(tmp_path, processes=processes)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
+  tiny.write(tmp_path)  # there is space again
+  assert len(Tracks("tiny", ("train",), tmp_path)) == 24

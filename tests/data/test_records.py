@@ -1,0 +1,142 @@
+import errno
+import pickle
+import resource
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from ssl_music.data import records
+
+TAGS = ["loud", "quiet"]
+
+
+def make_info(folder):
+  features = {
+    "audio": tfds.features.Tensor(
+      shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+    ),
+    "id": tfds.features.Text(),
+    "path": tfds.features.Text(),
+    "chunk": np.int32,
+    "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=TAGS)),
+  }
+  identity = tfds.core.dataset_info.DatasetIdentity(
+    name="some",
+    version=tfds.core.Version("1.0.0"),
+    data_dir=str(folder),
+    module_name=__name__,
+  )
+  return tfds.core.DatasetInfo(
+    builder=identity, features=tfds.features.FeaturesDict(features)
+  )
+
+
+def example(index):
+  """A record of its own length and content."""
+  rng = np.random.default_rng(index)
+  pcm = rng.integers(-(2**15), 2**15, 50 + 7 * index).astype(np.int16)
+  name = f"tráck {index}"
+  tags = TAGS[: index % 3]
+  return {"audio": pcm, "id": name, "path": name, "chunk": index, "tags": tags}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Records 0 to 10 in "train" and 11 to 13 in "test", written in turn."""
+  folder = tmp_path_factory.mktemp("some")
+  with records.Shards(folder, make_info(folder), records_per_shard=4) as shards:
+    assert shards.add("train", map(example, range(5))) == 5
+    assert shards.add("test", map(example, range(11, 14))) == 3
+    assert shards.add("train", map(example, range(5, 11))) == 6
+    assert shards.add("test", []) == 0
+  return folder
+
+
+def test_reads_what_was_written_in_any_order(folder):
+  for split, first, count in (("train", 0, 11), ("test", 11, 3)):
+    read = records.Reader(folder, split)
+    assert len(read) == count
+    for index in np.random.default_rng(0).permutation(count):
+      audio = read(index)
+      assert audio.dtype == np.int16
+      np.testing.assert_array_equal(audio, example(first + index)["audio"])
+
+
+def test_shards_are_bounded_and_named_by_tfds(folder):
+  info = tfds.builder_from_directory(folder).info
+  assert info.splits["train"].shard_lengths == [4, 4, 3]
+  assert info.splits["test"].shard_lengths == [3]
+  named = [path for split in info.splits.values() for path in split.filepaths]
+  assert sorted(map(str, named)) == sorted(
+    map(str, folder.glob("*.array_record*"))
+  )
+
+
+def test_tfds_reads_every_feature(folder):
+  source = tfds.builder_from_directory(folder).as_data_source("train")
+  assert len(source) == 11
+  for index, found in enumerate(source):
+    expected = example(index)
+    np.testing.assert_array_equal(found["audio"], expected["audio"])
+    assert found["id"].decode() == found["path"].decode() == expected["id"]
+    assert found["chunk"] == index
+    assert [TAGS[tag] for tag in found["tags"]] == expected["tags"]
+
+
+def test_a_reader_goes_to_another_process_without_its_files(folder):
+  read = records.Reader(folder, "train")
+  read(10)
+  sent = pickle.dumps(read)
+  assert len(sent) < 2000 + 3 * len(str(folder))
+  np.testing.assert_array_equal(pickle.loads(sent)(10), read(10))
+
+
+def test_decodes_as_the_message_says():
+  message = tf_example_pb2.Example()
+  message.features.feature["chunk"].int64_list.value.append(3)
+  for name, value in (("id", b"\x0a\x02"), ("audio", b"\x01\x00\xff\x7f")):
+    message.features.feature[name].bytes_list.value.append(value)
+  decoded = records.decode(message.SerializeToString())
+  assert decoded.tolist() == [1, 32_767]
+
+
+def test_examples_are_let_go_as_they_are_written(tmp_path):
+  alive = []
+
+  def made():
+    for index in range(20):
+      one = example(index)
+      alive.append(weakref.ref(one["audio"]))
+      yield one
+      del one
+      assert sum(audio() is not None for audio in alive) <= 1
+
+  with records.Shards(tmp_path, make_info(tmp_path)) as shards:
+    shards.add("train", made())
+
+
+def test_nothing_reads_as_a_data_set_before_the_end(tmp_path):
+  with (
+    pytest.raises(KeyError),
+    records.Shards(tmp_path, make_info(tmp_path)) as shards,
+  ):
+    shards.add("train", [example(0)])
+    raise KeyError
+  assert not (tmp_path / "dataset_info.json").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  shards = records.Shards(tmp_path, make_info(tmp_path))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+  try:
+    with pytest.raises(OSError, match="File too large") as caught:
+      shards.add("train", [example(9000)] * 3)
+      shards.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert caught.value.errno == errno.EFBIG
+  assert not (tmp_path / "dataset_info.json").exists()
