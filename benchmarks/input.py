@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import grain
 import numpy as np
 import soundfile
 import soxr
@@ -176,15 +177,16 @@ def read(tracks: Tracks, rounds: int) -> None:
   runs = {name: _through_grain(dataset) for name, dataset in batches.items()}
   views = next(iter(batches.values()))[0]["views"]
   rng = np.random.default_rng(0)
-  where = _where(rng, tracks.samples, 8 * BATCH)
   out = np.empty_like(views).reshape(-1, SEGMENT)
 
   def records() -> None:
-    for index, (track, start) in enumerate(where):
-      tracks.read(track, start, SEGMENT, out[index % len(out)])
+    for _ in range(8):  # others each time: a processor's cache holds many
+      where = _where(rng, tracks.samples, len(out))
+      for segment, (track, start) in zip(out, where, strict=True):
+        tracks.read(track, start, SEGMENT, segment)
 
   def draw() -> None:
-    for track, _ in where[::2]:
+    for track in rng.integers(len(tracks), size=8 * BATCH):
       energy, length = tracks.energy(track), SEGMENT // BLOCK
       allowed = choice.sounding(energy, tracks.rms[track], length)
       choice.draw(rng, allowed, 2, length)
@@ -220,12 +222,13 @@ def read(tracks: Tracks, rounds: int) -> None:
 
 
 def _through_grain(dataset) -> Callable[[], None]:
-  """Returns a function that iterates over the next 8 batches and no more."""
+  """Returns a function that reads 8 more batches, as a worker process does."""
   starts = itertools.count(0, 8)
 
   def run() -> None:
     start = next(starts)
-    for _ in pipeline.iterate(dataset[start : start + 8], 0):
+    part = dataset[start : start + 8]
+    for _ in part.to_iter_dataset(grain.ReadOptions(1, 2)):
       pass
 
   return run
@@ -321,7 +324,7 @@ def _decode(value: bytes, encoding: str, first: int, last: int) -> np.ndarray:
 
 def _reader(
   path: Path, pcm: list[np.ndarray], rows: list[int], encoding: str, seconds
-) -> Callable[[], None]:
+) -> Callable[[], list]:
   """Returns a function that reads a batch of pairs, as `Tracks.read` does."""
   source = array_record_module.ArrayRecordReader(
     str(path), "readahead_buffer_size:0", file_reader_buffer_size=32_768
@@ -329,9 +332,10 @@ def _reader(
   length = seconds * audio.SAMPLE_RATE
   out = np.empty((2 * BATCH, SEGMENT), np.int16)
   samples = np.array([len(wave) for wave in pcm])
-  where = _where(np.random.default_rng(0), samples, len(out))
+  rng = np.random.default_rng(0)
 
-  def run() -> None:
+  def run() -> list[tuple[int, int]]:
+    where = _where(rng, samples, len(out))
     for segment, (track, start) in zip(out, where, strict=True):
       for chunk in range(start // length, -(-(start + SEGMENT) // length)):
         shift = chunk * length - start
@@ -341,9 +345,9 @@ def _reader(
         value = features["audio"].bytes_list.value[0]
         part = _decode(value, encoding, first, last)
         segment[shift + first : shift + last] = part
+    return where
 
-  run()
-  for segment, (track, start) in zip(out, where, strict=True):
+  for segment, (track, start) in zip(out, run(), strict=True):
     np.testing.assert_array_equal(segment, pcm[track][start : start + SEGMENT])
   return run
 

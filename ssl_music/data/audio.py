@@ -24,6 +24,7 @@ EXTENSIONS = (
   ".mp3",
   ".aiff",
   ".aif",
+  ".au",
 )
 # What PyAV decodes, where it is installed.
 AV_EXTENSIONS = (

@@ -12,7 +12,7 @@ from typing import Any
 from ssl_music import progress
 from ssl_music.data import audio, files, plans, workers, writer
 
-_SHOWN = 20  # of a list; the whole is in the CSV that --report names
+_SHOWN = 10  # of a list; the whole is in the CSV that --report names
 _SHOWN_TAGS = 10
 BYTES_PER_SECOND = 2 * audio.SAMPLE_RATE
 
@@ -99,10 +99,11 @@ def table(plan: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     " cannot be used",
     [f"{t['split']} {t['path']}: {why}" for t, why in found["unusable"]],
   )
-  lines += _listed(
-    f"{len(found['known_bad'])} clips known to be broken",
-    [f"{name}: {why} ({where})" for name, why, where in found["known_bad"]],
-  )
+  if found["known_bad"]:
+    lines += _listed(
+      f"{len(found['known_bad'])} clips known to be broken",
+      [f"{name}: {why} ({where})" for name, why, where in found["known_bad"]],
+    )
   for (one, other), names in found["artists"].items():
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     lines.append(f"{len(names)} artists in both {one} and {other}: {some}")
@@ -143,7 +144,9 @@ def advice(
       "as long as test tracks are missing, probes refuse to score this as the"
       " benchmark, unless told --config.allow_missing=True"
     )
-  if not any(found["present"].values()) or not found["duration"]:
+  if not found["duration"]:
+    if any(found["present"].values()) and not found["decoded"]:
+      lines.append(f"prepare it:\n    {command}")
     return "\n".join(["next:", *(f"  - {line}" for line in lines)])
   needed = found["duration"] * BYTES_PER_SECOND / 1e9
   there = Path(data_dir)
@@ -186,6 +189,8 @@ def _decode(
   tracks: Sequence[dict], load, min_seconds: float, processes: int
 ) -> list[tuple[dict, float | str]]:
   """Returns (track, seconds or reason) of each, as preparing would find it."""
+  if not tracks:
+    return []
   with tempfile.TemporaryDirectory() as folder, workers.pool(processes) as run:
     measure = _Measure(writer.Prepare(load, min_seconds, Path(folder)))
     results = run(measure, tracks)

@@ -1,6 +1,7 @@
 """Finds the audio files under a folder."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from ssl_music.errors import InputError
 def find_audio(source: str | os.PathLike) -> list[str]:
   """Returns the audio files under a folder, relative to it, sorted.
 
-  Links are followed, each folder once. Names that begin with "._" are no
+  Links are followed, each folder once; of a folder that cannot be read, stderr
+  says so. Names that begin with "._" are no
   audio, but what a Mac leaves beside it.
 
   Raises:
@@ -22,7 +24,7 @@ def find_audio(source: str | os.PathLike) -> list[str]:
     raise InputError(f"no folder {source}: give one with --source")
   known = audio.EXTENSIONS + audio.AV_EXTENSIONS
   found, seen = [], set()
-  for folder, inner, names in os.walk(source, followlinks=True):
+  for folder, inner, names in os.walk(source, True, _warn, True):
     real = os.path.realpath(folder)
     if real in seen:  # a link that leads back
       inner.clear()
@@ -34,6 +36,13 @@ def find_audio(source: str | os.PathLike) -> list[str]:
       if extension in known and not file.startswith("._"):
         found.append(os.path.relpath(os.path.join(folder, file), source))  # noqa: PTH118
   return sorted(found)
+
+
+def _warn(error: OSError) -> None:
+  print(
+    f"warning: passed over folder {error.filename} ({error.strerror})",
+    file=sys.stderr,
+  )
 
 
 def by_stem(

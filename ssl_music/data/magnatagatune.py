@@ -58,19 +58,26 @@ BROKEN = (
   "le_petit_rien_xiveme_ordre_couperin-88-117",
 )
 # What the published tables give: which split it is, the tracks of train,
-# validation and test, and `plans.fingerprint`.
+# validation and test, `plans.fingerprint` and `plans.label_hash`.
 PUBLISHED = {
   "lists": (
     "cleaned split (published lists)",
     (15_244, 1_529, 4_332),
     "89207feb45ae",
+    "693dd42bc137",
   ),
   "rebuilt": (
     "cleaned split (rebuilt)",
     (15_247, 1_529, 4_332),
     "2d63952cacd7",
+    "3f4feace4ff7",
   ),
-  "12:1:3": ("12:1:3 split", (18_706, 1_825, 5_329), "6d980c6c7f7c"),
+  "12:1:3": (
+    "12:1:3 split",
+    (18_706, 1_825, 5_329),
+    "6d980c6c7f7c",
+    "b59109acf426",
+  ),
 }
 # Clips of training that the published lists lack, although they have tags.
 _UNLISTED = ("29", "11268", "11269")
@@ -142,7 +149,7 @@ def plan(
         "artist": artists.get(clips.ids[index], ""),
       }
     )
-  name, counts, fingerprint = PUBLISHED[kind]
+  name, counts, fingerprint, labelled = PUBLISHED[kind]
   untagged = sum(not row["tags"] for row in rows)
   if untagged:
     notes.append(f"{untagged} of the split's clips have none of the tags.")
@@ -165,6 +172,7 @@ def plan(
     published={
       "tracks": dict(zip(plans.SCORED, counts, strict=True)),
       "fingerprint": fingerprint,
+      "labels": labelled,
     },
     known_bad={
       clips.ids[clips.rows[stem]]: "empty or corrupt in the published archive"

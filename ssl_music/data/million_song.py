@@ -108,8 +108,8 @@ def plan(
     max_seconds: how much of each track is kept, from its start; None is all.
 
   Returns:
-    a plan, see `plans`. Every track of the split is in it, also those without
-    audio; so are, as "unlabelled", those that `paths` names besides.
+    a plan, see `plans`. Every track of the split that has labels is in it, also
+    without audio; and, as "unlabelled", what there is besides.
 
   Raises:
     InputError: a folder or file is missing, or a table is wrong.
@@ -124,6 +124,8 @@ def plan(
   tracks = []
   for msd_id, (part, names) in members.items():
     path, artist = given.get(msd_id, (msd_id, ""))
+    if part == "unlabelled" and path not in there:
+      continue  # nobody misses audio that was never to be scored
     tracks.append(
       {
         "id": msd_id,

@@ -76,13 +76,13 @@ SUBSETS = {
 }
 # MTG's lists of a subset's tags (moodtheme.txt has three that no split has).
 TAG_LISTS = {"top50": "top50.txt", "moodtheme": "moodtheme_split.txt"}
-# Of split 0: the tracks in each part, and `plans.fingerprint`.
+# Of split 0: the tracks in each part, `plans.fingerprint`, `plans.label_hash`.
 PUBLISHED = {
-  "top50": ((32_136, 10_888, 11_356), "0dd489904017"),
-  "genre": ((32_572, 11_043, 11_479), "6fa82a896ce1"),
-  "instrument": ((14_395, 5_466, 5_115), "953f18e3b8fa"),
-  "moodtheme": ((9_949, 3_802, 4_231), "9651cbd0d27d"),
-  "all": ((32_859, 11_101, 11_565), "b2406f1b140e"),
+  "top50": ((32_136, 10_888, 11_356), "0dd489904017", "a602fe331726"),
+  "genre": ((32_572, 11_043, 11_479), "6fa82a896ce1", "764cb828a8c1"),
+  "instrument": ((14_395, 5_466, 5_115), "953f18e3b8fa", "3d09408d419c"),
+  "moodtheme": ((9_949, 3_802, 4_231), "9651cbd0d27d", "ed554fed80d7"),
+  "all": ((32_859, 11_101, 11_565), "b2406f1b140e", "f7a65012e7d0"),
 }
 _CITATION = """\
 @inproceedings{bogdanov2019mtg,
@@ -123,8 +123,7 @@ def plan(
     max_seconds: how much of each track is kept, from its start; None is all.
 
   Returns:
-    a plan, see `plans`, with a track for each row of the tables; besides, its
-    tracks have "seconds", by the table the length of the whole track.
+    a plan, see `plans`, with a track for each row of the tables.
 
   Raises:
     InputError: a folder or table is missing, or a table is wrong; with file,
@@ -160,10 +159,11 @@ def plan(
   notes.append(_find_files(tracks, source, audio_dir))
   count = plans.count(tracks)
   suffix = f"_split{split}" if split else ""
-  counts, fingerprint = PUBLISHED[subset]
+  counts, fingerprint, labels = PUBLISHED[subset]
   published = {
     "tracks": dict(zip(plans.SCORED, counts, strict=True)),
     "fingerprint": fingerprint,
+    "labels": labels,
   }
   return plans.make(
     f"mtg_jamendo_{subset}{suffix}",
@@ -346,7 +346,6 @@ def _read_row(
     "split": "",
     "tags": sorted(tags),
     "artist": row["ARTIST_ID"],
-    "seconds": float(seconds),
   }
 
 

@@ -13,8 +13,8 @@ reads its tables and returns a plain dict:
 - "tags": the vocabulary, in the order of the label columns;
 - "description", "citation" (BibTeX), "licence";
 - "benchmark": what people call it in tables of scores; "" for one's own data;
-- "published": {"tracks": {split: count}, "fingerprint": hash or None} of the
-  publisher's tables; None where neither is known here;
+- "published": {"tracks": {split: count}, "fingerprint", "labels": hashes, or
+  None} of the publisher's tables; None where nothing of them is known here;
 - "known_bad": {id: reason} of clips that are known to be broken; and
 - "notes": sentences on what the tables hold besides.
 """
@@ -63,6 +63,14 @@ def fingerprint(tracks: Iterable[tuple[str, ...]], tags: Sequence[str]) -> str:
   return digest.hexdigest()[:12]
 
 
+def label_hash(tracks: Iterable[Mapping]) -> str:
+  """Returns a hash of which tags each track has, in any order of both."""
+  digest = hashlib.sha256()
+  for line in sorted([track["id"], *sorted(track["tags"])] for track in tracks):
+    digest.update("\t".join(line).encode() + b"\n")
+  return digest.hexdigest()[:12]
+
+
 def count(tracks: Iterable[Mapping]) -> dict[str, int]:
   """Returns how many tracks each split has, without those that have none."""
   counted = Counter(track["split"] for track in tracks)
@@ -73,24 +81,25 @@ def describe(plan: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what a data set keeps of its plan besides the tracks.
 
   Returns:
-    "benchmark", "licence", "notes"; "fingerprint" of the tracks that can be
-    scored; "tracks", their count by split; and "as_published", whether the
-    tables are the publisher's: None where that is not known.
+    "benchmark", "licence", "notes"; "fingerprint" and "labels" of the tracks
+    that can be scored; "tracks", their count by split; and "as_published",
+    whether the tables are the publisher's, as far as these are known here:
+    None where nothing is.
   """
   scored = [track for track in plan["tracks"] if track["split"] in SCORED]
   tracks = [(track["split"], track["id"]) for track in scored]
-  found, published = count(scored), plan["published"]
-  hash_ = fingerprint(tracks, plan["tags"])
-  as_published = None
-  if published:
-    as_published = found == published["tracks"]
-    if published["fingerprint"]:
-      as_published &= hash_ == published["fingerprint"]
+  found = {
+    "tracks": count(scored),
+    "fingerprint": fingerprint(tracks, plan["tags"]),
+    "labels": label_hash(scored),
+  }
+  known = {k: v for k, v in (plan["published"] or {}).items() if v is not None}
   return {
     "benchmark": plan["benchmark"],
-    "as_published": as_published,
-    "fingerprint": hash_,
-    "tracks": found,
+    "as_published": all(found[k] == v for k, v in known.items())
+    if known
+    else None,
+    **found,
     "licence": plan["licence"],
     "notes": list(plan["notes"]),
   }

@@ -133,12 +133,10 @@ def inside(text: str, place: str) -> str:
     InputError: the path is empty, absolute, leaves the folder, or has control
         characters, such as a line's end.
   """
-  path = os.path.normpath(text.strip()) if text.strip() else ""
-  parts = Path(path).parts
-  control = any(character < " " for character in path)  # as of a stray quote
-  if not parts or path == "." or control:
+  path = os.path.normpath(text.strip())  # "." if it is empty
+  if path == "." or min(path) < " ":  # as of a stray quote
     raise InputError(f"{place}: {text!r} is no path of a file: correct it")
-  if Path(path).is_absolute() or parts[0] == os.pardir:
+  if path.startswith("/") or path.split("/", 1)[0] == os.pardir:
     raise InputError(
       f"{place}: path {text!r} leaves the folder: give paths relative to it and"
       " inside it"

@@ -20,7 +20,7 @@ try:
 except ImportError:
   av = None
 
-COUNT = int(os.environ.get("SSL_MUSIC_FUZZ", "240"))
+COUNT = int(os.environ.get("SSL_MUSIC_FUZZ", "300"))
 RATE = 48_000
 SECONDS = 1.5
 LIMIT = 10  # seconds for one file
@@ -167,9 +167,8 @@ def test_damaged_files_give_audio_or_a_reason(sources, tmp_path):
   for name, found in counts.items():
     print(f"{name:10}", dict(found.most_common()))
   # Neither is everything refused, nor is damage overlooked.
-  for name in SNDFILE:
-    share = counts[name]["audio"] / counts[name].total()
-    assert 0.02 < share < 0.98, (name, counts[name])
+  share = sum(found["audio"] for found in counts.values()) / COUNT
+  assert 0.05 < share < 0.7
 
 
 def test_whole_files_give_audio(sources, tmp_path):

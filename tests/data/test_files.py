@@ -104,3 +104,20 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
   assert path == name  # can be opened
   assert files.printable(path) == "caf\\udce9.wav"
   assert files.printable("é 日.wav") == "é 日.wav"
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
+  (tmp_path / "open").mkdir()
+  (tmp_path / "open" / "a.wav").write_bytes(b"")
+  (tmp_path / "shut").mkdir()
+  scan = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("shut"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scan(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  assert files.find_audio(tmp_path) == ["open/a.wav"]
+  said = capsys.readouterr().err
+  assert "shut (Permission denied)" in said

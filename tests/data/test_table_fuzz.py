@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from ssl_music.data import (
+  audio,
   folder,
   gtzan,
   magnatagatune,
@@ -29,7 +30,6 @@ from ssl_music.errors import InputError
 
 COUNT = int(os.environ.get("SSL_MUSIC_FUZZ", "200"))
 SPLITS = ("train", "validation", "test")
-AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif")
 
 
 # The kinds -------------------------------------------------------------------
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
 
 def folder_kind() -> Kind:
-  audio = ["a.wav", "b/c.flac", "b/é, d.mp3", "b/e.ogg", "f.wav", "g.wav"]
+  present = ["a.wav", "b/c.flac", "b/é, d.mp3", "b/e.ogg", "f.wav", "g.wav"]
   manifest = (
     "path,tags,artist,split\n"
     "a.wav,rock|guitar,Ann,train\n"
@@ -74,12 +74,12 @@ def folder_kind() -> Kind:
       split = row.get("split", "").strip().lower()
       rows[path] = aliases.get(split, split) or "?", damage.words(row["tags"])
     found = {}
-    for path in rows.keys() | set(audio):
+    for path in rows.keys() | set(present):
       split, tags = rows.get(path, ("", set()))
       found[path] = (split, tags) if tags else ("unlabelled", frozenset())
     return {(path, *entry, path) for path, entry in found.items()}
 
-  files = dict.fromkeys(audio, b"x") | {"m.csv": manifest.encode()}
+  files = dict.fromkeys(present, b"x") | {"m.csv": manifest.encode()}
   plan = lambda root: folder.plan(root, manifest=root / "m.csv")
   return Kind(files, ("m.csv",), plan, says)
 
@@ -104,7 +104,7 @@ def jamendo_kind() -> Kind:
   paths = {
     part: f"data/splits/split-0/autotagging_genre-{part}.tsv" for part in SPLITS
   }
-  audio = {
+  present = {
     "14/214.mp3": "audio/14/214.low.mp3",
     "82/382.mp3": "audio/82/382.mp3",
     "16/216.mp3": "audio/16/216.opus",
@@ -121,11 +121,11 @@ def jamendo_kind() -> Kind:
         stem, _ = posixpath.splitext(inner)
         if posixpath.basename(stem) != number:
           raise damage.WrongError("another's audio")
-        file = audio.get(f"{stem}.mp3")
+        file = present.get(f"{stem}.mp3")
         found.add((name, part, frozenset(row["TAGS"]), file))
     return found
 
-  files = dict.fromkeys(audio.values(), b"x") | {
+  files = dict.fromkeys(present.values(), b"x") | {
     paths[part]: (header + texts[part]).encode() for part in SPLITS
   }
   plan = lambda root: mtg_jamendo.plan(root, subset="genre")
@@ -146,7 +146,7 @@ def magnatagatune_kind() -> Kind:
   line = lambda fields: "\t".join(f'"{field}"' for field in fields) + "\r\n"
   info = line(["clip_id", "title", "artist", "mp3_path"])
   info += "".join(line([r[0], "A Söng", f"Ann {r[0]}", r[-1]]) for r in rows)
-  audio = [f"mp3/{row[-1]}" for row in rows[:4]]
+  present = [f"mp3/{row[-1]}" for row in rows[:4]]
 
   def says(damaged):
     damage.dicts(damaged["clip_info_final.csv"], "\t", encoding="latin-1")
@@ -160,10 +160,10 @@ def magnatagatune_kind() -> Kind:
       file = f"mp3/{posixpath.splitext(path)[0]}.mp3"
       if tags:  # the cleaned split is of those that have some
         part = folders[path.split("/")[0]]
-        found.add((name, part, tags, file if file in audio else None))
+        found.add((name, part, tags, file if file in present else None))
     return found
 
-  files = dict.fromkeys(audio, b"x") | {
+  files = dict.fromkeys(present, b"x") | {
     "annotations_final.csv": "".join(map(line, [header, *rows])).encode(),
     "clip_info_final.csv": info.encode("latin-1"),
   }
@@ -381,7 +381,7 @@ def test_gtzan_takes_a_file_for_the_excerpt_that_its_name_says(tmp_path):
       stem, extension = posixpath.splitext(name)
       genre, _, track = stem.partition("/")
       if (
-        extension.lower() in AUDIO
+        extension.lower() in audio.EXTENSIONS + audio.AV_EXTENSIONS
         and track in expected
         and track.startswith(f"{genre}.")
       ):
