@@ -120,7 +120,7 @@ def test_from_a_folder_to_scores(environment, library, tmp_path):
   )
   assert "25 tracks prepared" in out
   assert "1 unlabelled" in out
-  assert "2 files skipped" in out
+  assert "2 files skipped, 0 absent" in out
   assert "skipped broken.mp3: undecodable" in out
   assert "skipped empty.flac: the file is empty" in out
   config = [
@@ -159,6 +159,70 @@ def test_from_a_folder_to_scores(environment, library, tmp_path):
   assert "map_macro" in lines[0]
   with (tmp_path / "probe_mel" / "scores.json").open() as file:
     assert f"{json.load(file)['test']['map_macro']:.3f}" in out
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+  """MagnaTagATune's layout: 32 clips of noise or tone, one of them absent."""
+  source = tmp_path_factory.mktemp("mtat")
+  rng = np.random.default_rng(0)
+  clips = []
+  for index in range(32):
+    tone = np.sin(np.arange(16_000 * 5) * (0.05 if index % 2 else 0.5))
+    noise = rng.standard_normal(16_000 * 5)
+    folder = "0123456789abcdef"[index % 16]
+    path = f"{folder}/band_{index % 16}-album-01-song_{index}-0-29.mp3"
+    file = source / "mp3" / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.2 * (tone + noise * (index % 3 == 0))
+    soundfile.write(file, wave, 16_000, format="MP3")
+    labels = [index % 2, 1 - index % 2, int(index % 3 == 0)]
+    clips.append((index, *labels, path))
+  file.unlink()  # of folder f, so it is a test clip
+  header = ("clip_id", "low", "high", "noisy", "mp3_path")
+  with (source / "annotations_final.csv").open("w", newline="") as table:
+    csv.writer(
+      table, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\r\n"
+    ).writerows([header, *clips])
+  return source
+
+
+def test_a_benchmark_is_checked_prepared_and_probed(
+  environment, benchmark, tmp_path
+):
+  source = ["magnatagatune", f"--source={benchmark}"]
+  data = ["--data_dir", tmp_path / "data"]
+  report = tmp_path / "lost.csv"
+  code, out, err = run(
+    environment, "prepare", "check", *source, *data, f"--report={report}"
+  )
+  assert code == 1, err
+  assert "1 files absent" in out
+  assert f"prepare magnatagatune --source={benchmark} --data_dir" in out
+  assert not (tmp_path / "data").exists()
+  with report.open() as file:
+    (lost,) = csv.DictReader(file)
+  assert (lost["id"], lost["split"]) == ("31", "test")
+  out = succeed(environment, "prepare", *source, *data)
+  assert "31 tracks prepared (24 train, 2 validation, 5 test)" in out
+  assert "0 files skipped, 1 absent" in out
+  probe = [
+    "--config=configs/probe.py",
+    "--config.encoder=mel",
+    "--config.data.name=magnatagatune",
+    f"--config.data.data_dir={tmp_path / 'data'}",
+    "--config.probe.epochs=5",
+    *SMALL,
+  ]
+  workdir = f"--workdir={tmp_path / 'probe'}"
+  said = fail(environment, "main", *probe, workdir)
+  assert "1 of the 6 test tracks of MagnaTagATune" in said
+  assert "--config.allow_missing=True" in said
+  out = succeed(
+    environment, "main", *probe, workdir, "--config.allow_missing=True"
+  )
+  assert "5 test tracks (1 missing)" in out
+  assert "other tables than published" in out
 
 
 def pretraining(environment, workdir, *more):

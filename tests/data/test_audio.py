@@ -272,7 +272,7 @@ def test_average(channels):
 @pytest.mark.parametrize("spool", [1_000, audio._SPOOL])
 def test_writes_the_numbers_of_to_pcm(tmp_path, monkeypatch, spool):
   monkeypatch.setattr(audio, "_SPOOL", spool)
-  monkeypatch.setattr(audio, "_BLOCK", 777)
+  monkeypatch.setattr(audio, "_SCALED", 777)
   random = np.random.default_rng(0)
   sizes = (1, 0, 5_000, 20, 3_333)
   blocks = [random.standard_normal(n).astype(np.float32) for n in sizes]

@@ -196,7 +196,8 @@ def with_files(rows: list[tuple], given: dict) -> set[tuple]:
     raise damage.WrongError("twice")
   listed = {(*row, given.get(row[0])) for row in rows}
   others = given.keys() - {name for name, *_ in rows}
-  return listed | {(n, "unlabelled", frozenset(), given[n]) for n in others}
+  every = listed | {(n, "unlabelled", frozenset(), given[n]) for n in others}
+  return {row for row in every if row[1] != "unlabelled" or row[3]}
 
 
 def own_split_kind() -> Kind:
