@@ -48,7 +48,7 @@ def test_reads_back_what_was_written(data_dir):
 def test_is_a_plain_tfds_data_set(data_dir):
   builder = tfds.builder_from_directory(find("tiny", data_dir))
   assert builder.info.features["tags"].feature.names == tiny.TAGS
-  source = builder.as_data_source("train")
+  source = tfds.data_source("tiny", split="train", data_dir=data_dir)
   first = tiny.tracks()[0]
   pcm = audio.to_pcm(tiny.waveform(first))
   assert source[1]["id"].decode() == first["id"]
