@@ -44,7 +44,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ssl_music.data import audio, demo, files, folder, pipeline, plans, writer
 from ssl_music.data import segments as choice
-from ssl_music.data.records import BLOCK
+from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
 
 BATCH, SECONDS, GAP = 128, 4.0, 4.0

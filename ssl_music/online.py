@@ -21,8 +21,8 @@ from sklearn.neighbors import NearestNeighbors
 from ssl_music import encoder, features, metrics, parallel
 from ssl_music.config import check_numbers
 from ssl_music.data import demo, pipeline
+from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
-from ssl_music.data.writer import BLOCK
 from ssl_music.errors import InputError
 
 SPLITS = ("train", "validation")

@@ -3,6 +3,7 @@
 Worker processes import this module, so it imports nothing heavy.
 """
 
+import itertools
 import os
 import re
 import stat
@@ -50,9 +51,9 @@ SILENCE = 1e-4
 TRUNCATION_TOLERANCE = 0.1
 # A few megabytes of a hostile file may hold years of digital silence.
 _LONGEST_HOURS = 48
-_BLOCK = 1 << 18  # samples, of all channels together
+_BLOCK = 1 << 19  # samples, of all channels together
 _SCALED = 1 << 14  # samples: what the processor's cache holds goes faster
-_SPOOL = 48 << 20  # bytes: ten minutes of 16 kHz float32 stay in memory
+HELD = 65 * SAMPLE_RATE  # samples of a track that are held in memory
 # What a program writes into a wav header when it cannot seek back to it.
 _UNKNOWN_LENGTH = 0x7FFF_0000
 # What libsndfile says of a flac without a length; it cannot read all of it.
@@ -130,45 +131,60 @@ def to_pcm(waveform: np.ndarray) -> np.ndarray:
   Raises:
     AudioError: there is no sample, or the peak is under -80 dB of full scale.
   """
-  return _scale(waveform, _checked_peak(len(waveform), _peak(waveform)))
+  if not len(waveform):
+    raise AudioError("holds no samples")
+  peak = _peak(waveform)
+  _check_peak(peak)
+  return _scale(waveform, peak)
 
 
-def write_pcm(blocks: Iterable[np.ndarray], file: str | Path) -> int:
-  """Writes a track as raw little-endian int16: `to_pcm`'s numbers.
+def normalise(
+  blocks: Iterable[np.ndarray], file: str | os.PathLike
+) -> np.ndarray:
+  """Returns `to_pcm` of a track in blocks, in bounded memory.
 
-  The peak is known at the end only, so that the blocks wait in memory or,
-  where they are many, in a nameless temporary file beside `file`. Memory does
-  not grow with the track.
+  The peak is known at the end only. The blocks of a track of `HELD` samples at
+  most wait in memory; those of a longer one in a nameless file beside `file`,
+  where the result comes to lie.
 
   Args:
     blocks: float32 [samples] each, such as `stream`'s.
-    file: is created, or replaced.
+    file: made, or replaced, for a long track alone.
 
   Returns:
-    how many samples were written.
+    int16 [samples]; of a long track, a memory map of `file`.
 
   Raises:
-    AudioError: as `to_pcm`, or the blocks raise it; nothing is written.
-    OSError: writing failed, as on a full disk; no file is left.
+    AudioError: as `to_pcm`, or the blocks raise it; there is no file.
+    OSError: writing failed, as on a full disk; there is no file.
   """
-  file = Path(file)
-  with tempfile.SpooledTemporaryFile(_SPOOL, dir=file.parent) as spool:
-    samples, peak = 0, 0.0
+  held, samples = [], 0
+  blocks = iter(blocks)
+  for block in blocks:
+    held.append(block)
+    samples += len(block)
+    if samples > HELD:
+      _write_pcm(itertools.chain(held, blocks), Path(file))
+      return np.memmap(file, "<i2", "r")
+  return to_pcm(np.concatenate(held) if held else np.zeros(0, np.float32))
+
+
+def _write_pcm(blocks: Iterable[np.ndarray], file: Path) -> None:
+  with tempfile.TemporaryFile(dir=file.parent) as waiting:
+    peak = 0.0
     for block in blocks:
-      samples += len(block)
       peak = max(peak, _peak(block))
-      spool.write(np.ascontiguousarray(block, np.float32).data)
-    _checked_peak(samples, peak)
-    spool.seek(0)
+      waiting.write(np.ascontiguousarray(block, np.float32).data)
+    _check_peak(peak)
+    waiting.seek(0)
     try:
       with file.open("wb") as out:
-        while part := spool.read(4 * _SCALED):
+        while part := waiting.read(4 * _SCALED):
           pcm = _scale(np.frombuffer(part, np.float32), peak)
           out.write(pcm.astype("<i2", copy=False).data)
     except BaseException:
       file.unlink(missing_ok=True)
       raise
-  return samples
 
 
 def average(samples: np.ndarray) -> np.ndarray:
@@ -193,26 +209,30 @@ def average(samples: np.ndarray) -> np.ndarray:
 
 
 def _peak(waveform: np.ndarray) -> float:
-  if not waveform.size:
+  if not len(waveform):
     return 0.0
   return float(max(waveform.max(), -waveform.min()))
 
 
-def _checked_peak(samples: int, peak: float) -> float:
-  if not samples:
-    raise AudioError("holds no samples")
+def _check_peak(peak: float) -> None:
   if peak < SILENCE:
     raise AudioError("silent")
-  return peak
 
 
 def _scale(waveform: np.ndarray, peak: float) -> np.ndarray:
-  scaled = waveform * (32_767 / peak)
-  return np.rint(scaled, out=scaled).astype(np.int16)
+  pcm = np.empty(len(waveform), np.int16)
+  for start in range(0, len(waveform), _SCALED):
+    part = slice(start, start + _SCALED)
+    scaled = waveform[part] * (32_767 / peak)
+    pcm[part] = np.rint(scaled, out=scaled)
+  return pcm
 
 
 def _finite(waveform: np.ndarray) -> np.ndarray:
-  if not np.isfinite(waveform).all():
+  # A sum is quicker, and not finite where a sample is not.
+  with np.errstate(over="ignore", invalid="ignore"):
+    total = waveform.sum(dtype=np.float32)
+  if not (np.isfinite(total) or np.isfinite(waveform).all()):
     raise AudioError("has samples that are not finite numbers")
   return waveform
 
@@ -274,10 +294,11 @@ def _read(
           f"truncated or damaged (decoding failed between {read} and"
           f" {read + frames} of its {file.frames} frames)"
         ) from error
-      if not len(block):
-        break
       read += len(block)
-      yield rate, average(block)
+      if len(block):
+        yield rate, average(block)
+      if len(block) < frames:  # the end; asking again would seek, which costs
+        break
     wanted = _promised(file, path)
   if wanted is None:
     return

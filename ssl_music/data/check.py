@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_music import progress
-from ssl_music.data import audio, files, plans, workers, writer
+from ssl_music.data import audio, files, plans, ready, workers, writer
 
 _SHOWN = 10  # of a list; the whole is in the CSV that --report names
 _SHOWN_TAGS = 10
@@ -192,7 +192,7 @@ def _decode(
   if not tracks:
     return []
   with tempfile.TemporaryDirectory() as folder, workers.pool(processes) as run:
-    measure = _Measure(writer.Prepare(load, min_seconds, Path(folder)))
+    measure = _Measure(ready.Ready(load, min_seconds, Path(folder)))
     results = run(measure, tracks)
     return list(
       progress.bar(results, total=len(tracks), unit="track", desc="decode")
@@ -202,17 +202,16 @@ def _decode(
 class _Measure:
   """Prepares a track, keeps its length and throws the audio away."""
 
-  def __init__(self, prepare: writer.Prepare):
-    self._prepare = prepare
+  def __init__(self, make_ready: ready.Ready):
+    self._make_ready = make_ready
 
   def __call__(self, track: dict) -> float | str:
-    result = self._prepare(track)
+    result = self._make_ready(track)
     if isinstance(result, str):
       return result
-    file = Path(result["file"])
-    seconds = file.stat().st_size / BYTES_PER_SECOND
-    file.unlink()
-    return seconds
+    if "file" in result:
+      Path(result["file"]).unlink()
+    return result["samples"] / audio.SAMPLE_RATE
 
 
 def _shared_artists(

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from ssl_music.data import audio, segments
-from ssl_music.data.records import BLOCK
+from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 

@@ -29,7 +29,6 @@ from ssl_music.data import audio
 
 CHUNK_SECONDS = 4
 CHUNK = CHUNK_SECONDS * audio.SAMPLE_RATE
-BLOCK = audio.SAMPLE_RATE // 10  # of energies and of segments' starts
 # A group is read as a whole. Compressing int16 saves 5 % and costs most of the
 # time of reading.
 OPTIONS = "group_size:1,uncompressed"

@@ -6,6 +6,10 @@ the mean of its blocks' and the choice needs no audio.
 
 import numpy as np
 
+from ssl_music.data import audio
+
+BLOCK = audio.SAMPLE_RATE // 10  # samples
+
 # A segment counts as sounding when 10 ln(rms_segment / rms_track) > -7.5, the
 # criterion of the published code: a ratio over 0.472.
 SOUNDING = float(np.exp(-7.5 / 10))

@@ -5,7 +5,7 @@ read without the rest of its track. Beside the shards lie
 
 - `tracks.csv`, one row a track: id, path, split, its first record in that
   split, samples, root mean square, tags;
-- `energy.f32`, the mean square of every `BLOCK` samples of every track, in the
+- `energy.f32`, float32 energies of every track (`ready.block_energy`), in the
   order of the rows: what tells sounding segments without reading audio;
 - `skipped.csv`, one row for each track of the plan that is not there: id, path,
   split, reason; and
@@ -16,10 +16,8 @@ Memory does not grow with a track's length: workers pass audio on in files.
 
 import csv
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ssl_music import progress
-from ssl_music.data import audio, plans, records, workers
-from ssl_music.data.records import BLOCK, CHUNK
+from ssl_music.data import audio, plans, ready, records, workers
+from ssl_music.data.records import CHUNK
 from ssl_music.errors import InputError
 from ssl_music.lock import hold
 
@@ -36,7 +34,6 @@ COLUMNS = ("id", "path", "split", "row", "samples", "rms", "tags")
 SKIPPED = ("id", "path", "split", "reason")
 VERSION = "2.0.0"
 ABSENT = "no such file"
-_SLAB = 600 * BLOCK  # samples whose energy is computed at a time
 
 
 def write(
@@ -83,9 +80,11 @@ def write(
       summary = _write_into(
         unfinished, name, plan, min_seconds=min_seconds, processes=processes
       )
-      if folder.exists():
-        shutil.rmtree(folder)
+      replaced = folder.with_name("incomplete.replaced")
+      if folder.exists():  # moved, since removing it takes time
+        folder.rename(replaced)
       unfinished.rename(folder)
+      shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
       raise InputError(
         f"cannot write data set {name} to {folder.parent}"
@@ -108,20 +107,20 @@ def _write_into(
   info = _info(name, folder, plan)
   passed_on = folder / "passed_on"
   passed_on.mkdir()
-  prepare = Prepare(plan["load"], min_seconds, passed_on)
+  make_ready = ready.Ready(plan["load"], min_seconds, passed_on)
   rows = dict.fromkeys(plans.SPLITS, 0)
   prepared = dict.fromkeys(plans.SPLITS, 0)
   skipped, samples = [], 0
-  shards = records.Shards(folder, info)
   with (
     (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
     (folder / "energy.f32").open("wb") as energies,
+    records.Shards(folder, info) as shards,
     workers.pool(processes) as run,
     progress.bar(total=len(plan["tracks"]), unit="track", desc=name) as bar,
   ):
     table = csv.DictWriter(file, COLUMNS)
     table.writeheader()
-    for track, result in _in_order(plan["tracks"], prepare, run):
+    for track, result in _in_order(plan["tracks"], make_ready, run):
       bar.update()
       if isinstance(result, str):
         reason = result
@@ -130,23 +129,21 @@ def _write_into(
         skipped.append(_pick(track, SKIPPED[:3]) | {"reason": reason})
         continue
       split = track["split"]
-      pcm = np.memmap(result["file"], "<i2", "r")
-      shards.add(split, _examples(track, pcm, "tags" in info.features))
-      Path(result["file"]).unlink()
-      result["energy"].astype("<f4").tofile(energies)
-      entry = {"row": rows[split], "samples": len(pcm)}
+      entry = {"row": rows[split], "samples": result["samples"]}
       entry |= {"rms": f"{result['rms']:.9g}", "tags": "|".join(track["tags"])}
       table.writerow(_pick(track, COLUMNS[:3]) | entry)
-      rows[split] += -(-len(pcm) // CHUNK)
+      result["energy"].astype("<f4").tofile(energies)
+      pcm = ready.samples(result)
+      examples = _examples(track, pcm, "tags" in info.features)
+      rows[split] += shards.add(split, examples)
       prepared[split] += 1
-      samples += len(pcm)
+      samples += result["samples"]
     if not samples:
       some = "; ".join(f"{one['path']}: {one['reason']}" for one in skipped[:3])
       raise InputError(
         f"none of the {len(skipped)} tracks of {name} can be used ({some}):"
         " give others"
       )
-  shards.close()
   shutil.rmtree(passed_on)  # a crashed worker leaves its file there
   with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, SKIPPED)
@@ -192,62 +189,17 @@ def _info(
 
 
 def _in_order(
-  tracks: Iterable[dict], prepare: "Prepare", run: workers.Run
+  tracks: Iterable[dict], make_ready: ready.Ready, run: workers.Run
 ) -> Iterator[tuple[dict, dict | str]]:
   """Yields each track with its result; absent ones trouble no worker."""
   tracks = list(tracks)
   present = (track for track in tracks if track.get("file", "") is not None)
-  results = run(prepare, present)
+  results = run(make_ready, present)
   for track in tracks:
     if track.get("file", "") is None:
       yield track, ABSENT
     else:
       yield track, next(results)[1]
-
-
-class Prepare:
-  """Decodes and measures one track, in a worker process."""
-
-  def __init__(
-    self,
-    load: Callable[[dict], Iterable[np.ndarray]],
-    min_seconds: float,
-    folder: Path,
-  ):
-    self._load, self._min_seconds, self._folder = load, min_seconds, folder
-
-  def __call__(self, track: dict) -> dict | str:
-    """Returns {"file": of int16 samples, "energy", "rms"}, or a reason."""
-    handle, file = tempfile.mkstemp(dir=self._folder)
-    os.close(handle)
-    try:
-      seconds = audio.write_pcm(self._load(track), file) / audio.SAMPLE_RATE
-      if seconds >= max(self._min_seconds, BLOCK / audio.SAMPLE_RATE):
-        energy = block_energy(np.memmap(file, "<i2", "r"))
-        rms = float(np.sqrt(energy.mean(dtype=np.float64)))
-        return {"file": file, "energy": energy, "rms": rms}
-      reason = f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"
-    except audio.AudioError as error:
-      reason = str(error)
-    Path(file).unlink(missing_ok=True)
-    return reason
-
-
-def block_energy(pcm: np.ndarray) -> np.ndarray:
-  """Returns the mean square of every whole block, float32 [samples // BLOCK].
-
-  Args:
-    pcm: int16 [samples].
-  """
-  whole = pcm[: len(pcm) // BLOCK * BLOCK]
-  energy = np.empty(len(whole) // BLOCK, np.float32)
-  for start in range(0, len(whole), _SLAB):
-    slab = whole[start : start + _SLAB].astype(np.float32).reshape(-1, BLOCK)
-    first = start // BLOCK
-    energy[first : first + len(slab)] = np.square(slab).mean(
-      axis=1, dtype=np.float64
-    )
-  return energy
 
 
 def _examples(

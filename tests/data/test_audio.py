@@ -1,8 +1,10 @@
 import errno
+import io
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -269,19 +271,23 @@ def test_average(channels):
   np.testing.assert_array_equal(audio.average(planar), found)
 
 
-@pytest.mark.parametrize("spool", [1_000, audio._SPOOL])
-def test_writes_the_numbers_of_to_pcm(tmp_path, monkeypatch, spool):
-  monkeypatch.setattr(audio, "_SPOOL", spool)
+@pytest.mark.parametrize("held", [100, audio.HELD])
+def test_a_track_in_blocks_is_normalised_as_a_whole(
+  tmp_path, monkeypatch, held
+):
+  monkeypatch.setattr(audio, "HELD", held)
   monkeypatch.setattr(audio, "_SCALED", 777)
   random = np.random.default_rng(0)
-  sizes = (1, 0, 5_000, 20, 3_333)
+  sizes = (1, 0, 5_000, 20, 33_333)
   blocks = [random.standard_normal(n).astype(np.float32) for n in sizes]
-  written = audio.write_pcm(iter(blocks), str(tmp_path / "a.pcm"))
-  expected = audio.to_pcm(np.concatenate(blocks))
-  found = np.fromfile(tmp_path / "a.pcm", "<i2")
-  assert written == len(expected) == sum(sizes)
+  found = audio.normalise(iter(blocks), str(tmp_path / "a.pcm"))
+  whole = np.concatenate(blocks)
+  expected = np.rint(whole * (32_767 / np.abs(whole).max()))
+  assert found.dtype == np.int16
   np.testing.assert_array_equal(found, expected)
-  assert names(tmp_path) == ["a.pcm"]
+  np.testing.assert_array_equal(audio.to_pcm(whole), expected)
+  assert isinstance(found, np.memmap) == (held == 100)
+  assert names(tmp_path) == (["a.pcm"] if held == 100 else [])
 
 
 @pytest.mark.parametrize(
@@ -292,29 +298,53 @@ def test_writes_the_numbers_of_to_pcm(tmp_path, monkeypatch, spool):
     ([np.full(1000, 1e-5, np.float32)] * 3, "silent"),
   ],
 )
-def test_nothing_is_written_of_nothing(tmp_path, blocks, reason):
+@pytest.mark.parametrize("held", [100, audio.HELD])
+def test_nothing_is_made_of_nothing(
+  tmp_path, monkeypatch, blocks, reason, held
+):
+  monkeypatch.setattr(audio, "HELD", held)
   with pytest.raises(audio.AudioError, match=reason):
-    audio.write_pcm(blocks, tmp_path / "a.pcm")
+    audio.normalise(blocks, tmp_path / "a.pcm")
   assert not names(tmp_path)
 
 
-def test_nothing_is_written_of_a_broken_track(tmp_path):
+@pytest.mark.parametrize("held", [100, audio.HELD])
+def test_nothing_is_made_of_a_broken_track(tmp_path, monkeypatch, held):
+  monkeypatch.setattr(audio, "HELD", held)
   soundfile.write(tmp_path / "a.wav", tone(20), RATE)
   cut(tmp_path / "a.wav")
   with pytest.raises(audio.AudioError, match="truncated"):
-    audio.write_pcm(audio.stream(tmp_path / "a.wav"), tmp_path / "a.pcm")
+    audio.normalise(audio.stream(tmp_path / "a.wav"), tmp_path / "a.pcm")
   assert names(tmp_path) == ["a.wav"]
 
 
-@pytest.mark.parametrize("spool", [1_000, audio._SPOOL])
-def test_a_full_disk_is_not_the_tracks_fault(tmp_path, monkeypatch, spool):
-  monkeypatch.setattr(audio, "_SPOOL", spool)
+@pytest.mark.parametrize("waiting", ["on disk", "in memory"])
+def test_a_full_disk_is_not_the_tracks_fault(tmp_path, monkeypatch, waiting):
+  """It fills up with what waits as float32, or else with the result."""
+  monkeypatch.setattr(audio, "HELD", 1_000)
+  if waiting == "in memory":
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.BytesIO())
   soundfile.write(tmp_path / "a.wav", tone(20), RATE)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
   try:
     with pytest.raises(OSError, match="File too large"):
-      audio.write_pcm(audio.stream(tmp_path / "a.wav"), tmp_path / "a.pcm")
+      audio.normalise(audio.stream(tmp_path / "a.wav"), tmp_path / "a.pcm")
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert names(tmp_path) == ["a.wav"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_sample_that_is_no_number_is_found(tmp_path, value):
+  wave = tone()
+  wave[len(wave) // 2] = value
+  soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+  with pytest.raises(audio.AudioError, match="not finite"):
+    audio.decode(tmp_path / "a.wav")
+
+
+def test_a_sum_beyond_float32_is_a_number_still(tmp_path):
+  wave = np.full(20_000, 1e35, np.float32)
+  soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+  assert np.isfinite(audio.decode(tmp_path / "a.wav")).all()

@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from ssl_music.data import pipeline, segments
+from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
-from ssl_music.data.writer import BLOCK
 from ssl_music.errors import InputError
 
 SETTINGS = {"seconds": 1.0, "gap": 1.5, "views": 2, "batch": 8, "seed": 3}

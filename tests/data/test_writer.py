@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny
 
-from ssl_music.data import audio, segments, writer
+from ssl_music.data import audio, records, segments, writer
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
 
@@ -38,7 +38,7 @@ def test_reads_back_what_was_written(data_dir):
     energy = tracks.energy(index)
     loudness = segments.segment_rms(energy, 20)
     start = len(loudness) // 2
-    part = wave[start * writer.BLOCK : (start + 20) * writer.BLOCK]
+    part = wave[start * segments.BLOCK : (start + 20) * segments.BLOCK]
     assert loudness[start] == pytest.approx(np.sqrt((part**2).mean()), rel=1e-5)
     assert tracks.rms[index] == pytest.approx(
       np.sqrt((wave**2).mean()), rel=0.02
@@ -54,7 +54,7 @@ def test_is_a_plain_tfds_data_set(data_dir):
   assert source[1]["id"].decode() == first["id"]
   assert source[1]["chunk"] == 1
   np.testing.assert_array_equal(
-    source[1]["audio"], pcm[writer.CHUNK : 2 * writer.CHUNK]
+    source[1]["audio"], pcm[records.CHUNK : 2 * records.CHUNK]
   )
 
 

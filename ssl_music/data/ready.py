@@ -1,0 +1,96 @@
+"""Makes a track ready to be written, in a worker process.
+
+Worker processes import this module, so it imports nothing heavy.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_music.data import audio
+from ssl_music.data.segments import BLOCK
+
+_SLAB = 20 * BLOCK  # samples: what the cache holds goes faster
+
+
+class Ready:
+  """Decodes, normalises and measures a track; pickles to worker processes."""
+
+  def __init__(
+    self,
+    load: Callable[[Mapping], Iterable[np.ndarray]],
+    min_seconds: float,
+    folder: Path,
+  ):
+    """Says how.
+
+    Args:
+      load: of a plan.
+      min_seconds: shorter tracks are of no use.
+      folder: where long tracks' samples are put, to be deleted by who asked.
+    """
+    self._load, self._min_seconds, self._folder = load, min_seconds, folder
+
+  def __call__(self, track: Mapping) -> dict[str, Any] | str:
+    """Makes one track ready.
+
+    Args:
+      track: of a plan.
+
+    Returns:
+      "pcm", int16 [samples], or of a long track "file" with them; "samples",
+      how many; "energy", of `block_energy`; "rms", root mean square. Or what
+      is wrong with the track, in a few words.
+
+    Raises:
+      OSError: the folder cannot be written to.
+    """
+    handle, file = tempfile.mkstemp(dir=self._folder)
+    os.close(handle)
+    kept = False
+    try:
+      pcm = audio.normalise(self._load(track), file)
+      seconds = len(pcm) / audio.SAMPLE_RATE
+      if seconds < max(self._min_seconds, BLOCK / audio.SAMPLE_RATE):
+        return f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"
+      energy = block_energy(pcm)
+      ready = {"samples": len(pcm), "energy": energy}
+      ready["rms"] = float(np.sqrt(energy.mean(dtype=np.float64)))
+      kept = isinstance(pcm, np.memmap)
+      # Through a pipe short tracks go faster, and long ones take memory.
+      return ready | ({"file": file} if kept else {"pcm": pcm})
+    except audio.AudioError as error:
+      return str(error)
+    finally:
+      if not kept:
+        Path(file).unlink(missing_ok=True)
+
+
+def samples(ready: Mapping[str, Any]) -> np.ndarray:
+  """Returns the int16 [samples] of a track that is ready; deletes its file."""
+  if "pcm" in ready:
+    return ready["pcm"]
+  pcm = np.memmap(ready["file"], "<i2", "r")
+  Path(ready["file"]).unlink()  # the map lives as long as it is needed
+  return pcm
+
+
+def block_energy(pcm: np.ndarray) -> np.ndarray:
+  """Returns the mean square of every whole block, float32 [samples // BLOCK].
+
+  Args:
+    pcm: int16 [samples].
+  """
+  whole = pcm[: len(pcm) // BLOCK * BLOCK]
+  energy = np.empty(len(whole) // BLOCK, np.float32)
+  for start in range(0, len(whole), _SLAB):
+    slab = whole[start : start + _SLAB].astype(np.float32).reshape(-1, BLOCK)
+    first = start // BLOCK
+    energy[first : first + len(slab)] = np.square(slab).mean(
+      axis=1, dtype=np.float64
+    )
+  return energy
