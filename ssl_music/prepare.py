@@ -272,7 +272,7 @@ def _seconds(text: str) -> float:
 
 
 def _print_summary(summary: dict, plan: dict) -> None:
-  from ssl_music.data.writer import ABSENT
+  from ssl_music.data.parts import ABSENT
 
   prepared = summary["prepared"]
   absent = [one for one in summary["skipped"] if one["reason"] == ABSENT]

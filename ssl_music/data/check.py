@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_music import progress
-from ssl_music.data import audio, files, plans, ready, workers, writer
+from ssl_music.data import audio, files, parts, plans, ready, workers, writer
 
 _SHOWN = 10  # of a list; the whole is in the CSV that --report names
 _SHOWN_TAGS = 10
@@ -165,7 +165,7 @@ def advice(
 
 def lost(found: Mapping[str, Any]) -> list[dict]:
   """Returns rows (`writer.SKIPPED`) for what is absent or unusable."""
-  every = [(track, writer.ABSENT) for track in found["absent"]]
+  every = [(track, parts.ABSENT) for track in found["absent"]]
   return [
     {key: track[key] for key in writer.SKIPPED[:3]} | {"reason": reason}
     for track, reason in [*every, *found["unusable"]]
@@ -209,9 +209,7 @@ class _Measure:
     result = self._make_ready(track)
     if isinstance(result, str):
       return result
-    if "file" in result:
-      Path(result["file"]).unlink()
-    return result["samples"] / audio.SAMPLE_RATE
+    return len(result["pcm"]) / audio.SAMPLE_RATE
 
 
 def _shared_artists(

@@ -1,7 +1,4 @@
-"""Makes a track ready to be written, in a worker process.
-
-Worker processes import this module, so it imports nothing heavy.
-"""
+"""Makes a track ready to be written."""
 
 import os
 import tempfile
@@ -24,14 +21,14 @@ class Ready:
     self,
     load: Callable[[Mapping], Iterable[np.ndarray]],
     min_seconds: float,
-    folder: Path,
+    folder: str | os.PathLike,
   ):
     """Says how.
 
     Args:
       load: of a plan.
       min_seconds: shorter tracks are of no use.
-      folder: where long tracks' samples are put, to be deleted by who asked.
+      folder: for the temporary files of long tracks.
     """
     self._load, self._min_seconds, self._folder = load, min_seconds, folder
 
@@ -42,41 +39,24 @@ class Ready:
       track: of a plan.
 
     Returns:
-      "pcm", int16 [samples], or of a long track "file" with them; "samples",
-      how many; "energy", of `block_energy`; "rms", root mean square. Or what
-      is wrong with the track, in a few words.
+      "pcm", int16 [samples]; "energy", of `block_energy`; "rms", root mean
+      square. Or what is wrong with the track, in a few words.
 
     Raises:
       OSError: the folder cannot be written to.
     """
-    handle, file = tempfile.mkstemp(dir=self._folder)
-    os.close(handle)
-    kept = False
-    try:
-      pcm = audio.normalise(self._load(track), file)
-      seconds = len(pcm) / audio.SAMPLE_RATE
-      if seconds < max(self._min_seconds, BLOCK / audio.SAMPLE_RATE):
-        return f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"
-      energy = block_energy(pcm)
-      ready = {"samples": len(pcm), "energy": energy}
-      ready["rms"] = float(np.sqrt(energy.mean(dtype=np.float64)))
-      kept = isinstance(pcm, np.memmap)
-      # Through a pipe short tracks go faster, and long ones take memory.
-      return ready | ({"file": file} if kept else {"pcm": pcm})
-    except audio.AudioError as error:
-      return str(error)
-    finally:
-      if not kept:
-        Path(file).unlink(missing_ok=True)
-
-
-def samples(ready: Mapping[str, Any]) -> np.ndarray:
-  """Returns the int16 [samples] of a track that is ready; deletes its file."""
-  if "pcm" in ready:
-    return ready["pcm"]
-  pcm = np.memmap(ready["file"], "<i2", "r")
-  Path(ready["file"]).unlink()  # the map lives as long as it is needed
-  return pcm
+    # What is mapped from a file lives on without its name.
+    with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+      try:
+        pcm = audio.normalise(self._load(track), Path(folder) / "pcm")
+      except audio.AudioError as error:
+        return str(error)
+    seconds = len(pcm) / audio.SAMPLE_RATE
+    if seconds < max(self._min_seconds, BLOCK / audio.SAMPLE_RATE):
+      return f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"
+    energy = block_energy(pcm)
+    rms = float(np.sqrt(energy.mean(dtype=np.float64)))
+    return {"pcm": pcm, "energy": energy, "rms": rms}
 
 
 def block_energy(pcm: np.ndarray) -> np.ndarray:

@@ -10,14 +10,16 @@ Length, encoding and compression were chosen by measurement, with the table in
 uncompressed records about as long as a segment.
 
 TFDS's own builders collect a split in memory and, over 1 GB of it, need
-TensorFlow for their temporary files; its sequential writer streams but rewrites
-the metadata with every track and fixes the compression. Hence `Shards`.
+TensorFlow for their temporary files; its sequential writer streams, but into
+one process and with a fixed compression. So worker processes write shards here,
+and `complete` makes a data set of them.
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,113 +34,109 @@ CHUNK = CHUNK_SECONDS * audio.SAMPLE_RATE
 # A group is read as a whole. Compressing int16 saves 5 % and costs most of the
 # time of reading.
 OPTIONS = "group_size:1,uncompressed"
-# 2.1 GB of int16. All shards stay open while reading: 1,000 files, which
-# systems allow a process by default, are then 18,000 hours.
-RECORDS_PER_SHARD = 16_384
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 
-class Shards:
-  """Writes records, to any split at any time, with flat memory.
+class Shard(NamedTuple):
+  """A file of records.
 
-  Nothing reads as a data set before `close`. As a context manager it closes
-  when all went well.
+  Attributes:
+    path: the file.
+    records: how many it holds.
+    bytes: of them.
   """
 
-  def __init__(
-    self,
-    folder: Path,
-    info: tfds.core.DatasetInfo,
-    *,
-    records_per_shard: int = RECORDS_PER_SHARD,
-  ):
-    """Starts a data set without records.
+  path: str
+  records: int
+  bytes: int
 
-    Args:
-      folder: an existing folder, that of `info`.
-      info: with name, version and features.
-      records_per_shard: the most a file holds.
-    """
-    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    self._folder, self._info = folder, info
-    self._most = records_per_shard
-    self._lengths: dict[str, list[int]] = {}  # records of a split's shards
-    self._bytes: dict[str, int] = {}
-    self._writers: dict = {}
 
-  def __enter__(self) -> "Shards":
-    return self
+def features(tags: Sequence[str]) -> tfds.features.FeaturesDict:
+  """Returns what a record holds.
 
-  def __exit__(self, error_type, error, trace) -> None:
-    if error_type is None:
-      self.close()
-    else:
-      self._writers.clear()  # what went wrong is to be heard of, not these
+  Args:
+    tags: the vocabulary; without any, records hold none.
+  """
+  found = {
+    "audio": tfds.features.Tensor(
+      shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+    ),
+    "id": tfds.features.Text(),
+    "path": tfds.features.Text(),
+    "chunk": np.int32,
+  }
+  if tags:
+    labels = tfds.features.ClassLabel(names=list(tags))
+    found["tags"] = tfds.features.Sequence(labels)
+  return tfds.features.FeaturesDict(found)
 
-  def add(self, split: str, examples: Iterable[dict]) -> int:
-    """Appends records to a split.
 
-    Args:
-      split: its name; a new one is started.
-      examples: dicts with what `info.features` names, "audio" being int16
-        [samples].
+def write_shard(
+  path: str | os.PathLike, tags: Sequence[str], examples: Iterable[dict]
+) -> Shard:
+  """Writes examples one after the other, in flat memory.
 
-    Returns:
-      How many they were.
+  Args:
+    path: of the file to be made.
+    tags: the vocabulary.
+    examples: dicts with what `features` names, "audio" being int16 [samples].
 
-    Raises:
-      OSError: the file cannot be written, as on a full disk.
-    """
-    lengths = self._lengths.setdefault(split, [])
-    count = 0
-    for example in examples:
-      if split not in self._writers:
-        lengths.append(0)
-        self._writers[split] = self._open(split, len(lengths) - 1)
-      record = self._info.features.serialize_example(example)
-      _checked(self._writers[split].write, record)
-      lengths[-1] += 1
-      count += 1
-      self._bytes[split] = self._bytes.get(split, 0) + len(record)
-      if lengths[-1] == self._most:
-        _checked(self._writers.pop(split).close)
-    return count
+  Raises:
+    OSError: the file cannot be written, as on a full disk.
+  """
+  count = size = 0
+  column = {tag: index for index, tag in enumerate(tags)}
+  writer = array_record_module.ArrayRecordWriter(os.fspath(path), OPTIONS)
+  for example in examples:
+    record = encode(example, column)
+    _checked(writer.write, record)
+    count += 1
+    size += len(record)
+  _checked(writer.close)
+  return Shard(os.fspath(path), count, size)
 
-  def close(self) -> None:
-    """Completes the shards and writes TFDS's metadata.
 
-    Raises:
-      OSError: a file cannot be written.
-    """
-    while self._writers:
-      _checked(self._writers.popitem()[1].close)
-    splits = [
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=lengths,
-        num_bytes=self._bytes[split],
-        filename_template=self._template(split),
-      )
-      for split, lengths in self._lengths.items()
-      if lengths
-    ]
-    self._info.set_splits(tfds.core.SplitDict(splits))
-    self._info.write_to_directory(self._folder)
+def complete(
+  folder: Path,
+  info: tfds.core.DatasetInfo,
+  shards: Mapping[str, Sequence[Shard]],
+) -> None:
+  """Makes a TFDS data set of shards: moves them and writes the metadata.
 
-  def _open(self, split: str, shard: int):
-    path = self._template(split).sharded_filepath(
-      shard_index=shard, num_shards=None
-    )
-    return array_record_module.ArrayRecordWriter(str(path), OPTIONS)
+  Args:
+    folder: of the data set.
+    info: with its name, version and features.
+    shards: {split: its shards, in order}; empty ones are left out.
 
-  def _template(self, split: str) -> tfds.core.ShardedFileTemplate:
-    return tfds.core.ShardedFileTemplate(
-      data_dir=self._folder,
-      dataset_name=self._info.name,
+  Raises:
+    OSError: a file cannot be moved or written.
+  """
+  info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+  splits = []
+  for split, every in shards.items():
+    filled = [shard for shard in every if shard.records]
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=folder,
+      dataset_name=info.name,
       split=split,
       filetype_suffix="array_record",
       template=_TEMPLATE,
     )
+    for index, shard in enumerate(filled):
+      path = template.sharded_filepath(shard_index=index, num_shards=None)
+      Path(shard.path).rename(path)
+    splits.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[shard.records for shard in filled],
+        num_bytes=sum(shard.bytes for shard in filled),
+        filename_template=template,
+      )
+    )
+  info.set_splits(
+    tfds.core.SplitDict([split for split in splits if split.shard_lengths])
+  )
+  info.write_to_directory(folder)
 
 
 class Reader:
@@ -165,6 +163,26 @@ class Reader:
     """Returns a record's audio, int16 [samples], not writable."""
     # One by one: for so few, asking for all at once only starts threads.
     return decode(self._source[record])
+
+
+def encode(example: Mapping[str, Any], column: Mapping[str, int]) -> bytes:
+  """Serializes an example as TFDS does, but always to the same bytes.
+
+  Args:
+    example: with what `features` names.
+    column: {tag: its index in the vocabulary}.
+  """
+  message = tf_example_pb2.Example()
+  feature = message.features.feature
+  pcm = np.ascontiguousarray(example["audio"], "<i2")
+  feature["audio"].bytes_list.value.append(pcm.tobytes())
+  for name in ("id", "path"):
+    feature[name].bytes_list.value.append(example[name].encode())
+  feature["chunk"].int64_list.value.append(example["chunk"])
+  if column:
+    tags = [column[tag] for tag in example["tags"]]
+    feature["tags"].int64_list.value.extend(tags)
+  return message.SerializeToString(deterministic=True)
 
 
 def decode(record: bytes) -> np.ndarray:

@@ -11,13 +11,14 @@ read without the rest of its track. Beside the shards lie
   split, reason; and
 - `card.json`, what `plans.describe` says of the plan.
 
-Memory does not grow with a track's length: workers pass audio on in files.
+Worker processes write it in parts (`parts`), and memory grows neither with a
+track's length nor, but for the table, with their number.
 """
 
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ssl_music import progress
-from ssl_music.data import audio, plans, ready, records, workers
-from ssl_music.data.records import CHUNK
+from ssl_music.data import audio, parts, plans, records, workers
 from ssl_music.errors import InputError
 from ssl_music.lock import hold
 
 COLUMNS = ("id", "path", "split", "row", "samples", "rms", "tags")
 SKIPPED = ("id", "path", "split", "reason")
 VERSION = "2.0.0"
-ABSENT = "no such file"
 
 
 def write(
@@ -51,7 +50,7 @@ def write(
 
   Args:
     name: of the data set, its folder under `data_dir`.
-    plan: see `plans`; its tracks are written in their order.
+    plan: see `plans`; a split's tracks are written in their order.
     data_dir: TFDS's.
     min_seconds: shorter tracks are skipped.
     processes: worker processes that decode; 0 decodes in this one.
@@ -92,7 +91,9 @@ def write(
         " space there, make it writable, or give another --data_dir"
       ) from error
     finally:
-      shutil.rmtree(unfinished, ignore_errors=True)
+      if unfinished.exists():  # renamed, so that no worker finds its way there
+        unfinished = unfinished.rename(folder.with_name("incomplete.given_up"))
+        shutil.rmtree(unfinished, ignore_errors=True)
   return {"name": name, "folder": folder} | summary
 
 
@@ -104,47 +105,48 @@ def _write_into(
   min_seconds: float,
   processes: int,
 ) -> dict[str, Any]:
-  info = _info(name, folder, plan)
-  passed_on = folder / "passed_on"
-  passed_on.mkdir()
-  make_ready = ready.Ready(plan["load"], min_seconds, passed_on)
-  rows = dict.fromkeys(plans.SPLITS, 0)
+  work = folder / "parts"
+  work.mkdir()
+  write_part = parts.Write(plan["load"], plan["tags"], min_seconds, work)
+  shards = {split: [] for split in plans.SPLITS}
   prepared = dict.fromkeys(plans.SPLITS, 0)
   skipped, samples = [], 0
   with (
     (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
     (folder / "energy.f32").open("wb") as energies,
-    records.Shards(folder, info) as shards,
     workers.pool(processes) as run,
     progress.bar(total=len(plan["tracks"]), unit="track", desc=name) as bar,
   ):
     table = csv.DictWriter(file, COLUMNS)
     table.writeheader()
-    for track, result in _in_order(plan["tracks"], make_ready, run):
-      bar.update()
-      if isinstance(result, str):
-        reason = result
+    for part, done in run(write_part, parts.divide(plan["tracks"])):
+      if isinstance(done, str):  # its process crashed twice
+        done = write_part.carefully(part)
+      split, tracks = part["split"], part["tracks"]
+      first = sum(shard.records for shard in shards[split])
+      for row in done["rows"]:
+        track = tracks[row["track"]]
+        entry = {"row": first + row["row"], "samples": row["samples"]}
+        entry |= {"rms": f"{row['rms']:.9g}", "tags": "|".join(track["tags"])}
+        table.writerow(_pick(track, COLUMNS[:3]) | entry)
+        samples += row["samples"]
+      for place, reason in done["skipped"]:
+        track = tracks[place]
         if track["id"] in plan["known_bad"]:
           reason += f" (known: {plan['known_bad'][track['id']]})"
         skipped.append(_pick(track, SKIPPED[:3]) | {"reason": reason})
-        continue
-      split = track["split"]
-      entry = {"row": rows[split], "samples": result["samples"]}
-      entry |= {"rms": f"{result['rms']:.9g}", "tags": "|".join(track["tags"])}
-      table.writerow(_pick(track, COLUMNS[:3]) | entry)
-      result["energy"].astype("<f4").tofile(energies)
-      pcm = ready.samples(result)
-      examples = _examples(track, pcm, "tags" in info.features)
-      rows[split] += shards.add(split, examples)
-      prepared[split] += 1
-      samples += result["samples"]
-    if not samples:
-      some = "; ".join(f"{one['path']}: {one['reason']}" for one in skipped[:3])
-      raise InputError(
-        f"none of the {len(skipped)} tracks of {name} can be used ({some}):"
-        " give others"
-      )
-  shutil.rmtree(passed_on)  # a crashed worker leaves its file there
+      np.fromfile(done["energy"], "<f4").tofile(energies)
+      shards[split].append(done["shard"])
+      prepared[split] += len(done["rows"])
+      bar.update(len(tracks))
+  if not samples:
+    some = "; ".join(f"{one['path']}: {one['reason']}" for one in skipped[:3])
+    raise InputError(
+      f"none of the {len(skipped)} tracks of {name} can be used ({some}):"
+      " give others"
+    )
+  records.complete(folder, _info(name, folder, plan), shards)
+  shutil.rmtree(work)
   with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, SKIPPED)
     table.writeheader()
@@ -161,17 +163,6 @@ def _write_into(
 def _info(
   name: str, folder: Path, plan: Mapping[str, Any]
 ) -> tfds.core.DatasetInfo:
-  features = {
-    "audio": tfds.features.Tensor(
-      shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-    ),
-    "id": tfds.features.Text(),
-    "path": tfds.features.Text(),
-    "chunk": np.int32,
-  }
-  if plan["tags"]:
-    labels = tfds.features.ClassLabel(names=list(plan["tags"]))
-    features["tags"] = tfds.features.Sequence(labels)
   identity = tfds.core.dataset_info.DatasetIdentity(
     name=name,
     version=tfds.core.Version(VERSION),
@@ -180,39 +171,12 @@ def _info(
   )
   return tfds.core.DatasetInfo(
     builder=identity,
-    features=tfds.features.FeaturesDict(features),
+    features=records.features(plan["tags"]),
     description=plan["description"],
     citation=plan["citation"],
     license=plan["licence"],
     disable_shuffling=True,
   )
-
-
-def _in_order(
-  tracks: Iterable[dict], make_ready: ready.Ready, run: workers.Run
-) -> Iterator[tuple[dict, dict | str]]:
-  """Yields each track with its result; absent ones trouble no worker."""
-  tracks = list(tracks)
-  present = (track for track in tracks if track.get("file", "") is not None)
-  results = run(make_ready, present)
-  for track in tracks:
-    if track.get("file", "") is None:
-      yield track, ABSENT
-    else:
-      yield track, next(results)[1]
-
-
-def _examples(
-  track: Mapping, pcm: np.ndarray, with_tags: bool
-) -> Iterator[dict]:
-  for chunk in range(-(-len(pcm) // CHUNK)):
-    example = {
-      "audio": np.asarray(pcm[chunk * CHUNK : (chunk + 1) * CHUNK]),
-      "id": track["id"],
-      "path": track["path"],
-      "chunk": chunk,
-    }
-    yield example | ({"tags": track["tags"]} if with_tags else {})
 
 
 def _pick(track: Mapping, names: Iterable[str]) -> dict:

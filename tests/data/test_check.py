@@ -3,7 +3,7 @@ import pytest
 import soundfile
 import tiny
 
-from ssl_music.data import check, folder, writer
+from ssl_music.data import check, folder, parts, writer
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_everything_is_counted(source):
   ):
     assert words in said
   lost = {row["id"]: row["reason"] for row in check.lost(found)}
-  assert lost == reasons | dict.fromkeys(["t12", "t13", "t14"], writer.ABSENT)
+  assert lost == reasons | dict.fromkeys(["t12", "t13", "t14"], parts.ABSENT)
 
 
 def test_a_sample_is_always_the_same_and_holds_the_known_bad(source):

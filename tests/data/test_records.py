@@ -14,15 +14,6 @@ TAGS = ["loud", "quiet"]
 
 
 def make_info(folder):
-  features = {
-    "audio": tfds.features.Tensor(
-      shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-    ),
-    "id": tfds.features.Text(),
-    "path": tfds.features.Text(),
-    "chunk": np.int32,
-    "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=TAGS)),
-  }
   identity = tfds.core.dataset_info.DatasetIdentity(
     name="some",
     version=tfds.core.Version("1.0.0"),
@@ -30,7 +21,7 @@ def make_info(folder):
     module_name=__name__,
   )
   return tfds.core.DatasetInfo(
-    builder=identity, features=tfds.features.FeaturesDict(features)
+    builder=identity, features=records.features(TAGS)
   )
 
 
@@ -45,13 +36,25 @@ def example(index):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Records 0 to 10 in "train" and 11 to 13 in "test", written in turn."""
+  """Records 0 to 10 in "train" and 11 to 13 in "test"."""
   folder = tmp_path_factory.mktemp("some")
-  with records.Shards(folder, make_info(folder), records_per_shard=4) as shards:
-    assert shards.add("train", map(example, range(5))) == 5
-    assert shards.add("test", map(example, range(11, 14))) == 3
-    assert shards.add("train", map(example, range(5, 11))) == 6
-    assert shards.add("test", []) == 0
+  write = lambda name, *numbers: records.write_shard(
+    folder / name, TAGS, map(example, range(*numbers))
+  )
+  shards = {
+    "train": [
+      write("a", 4),
+      write("b", 0),
+      write("c", 4, 8),
+      write("d", 8, 11),
+    ],
+    "validation": [write("e", 0)],
+    "test": [write("f", 11, 14)],
+  }
+  assert [shard.records for shard in shards["train"]] == [4, 0, 4, 3]
+  (folder / "b").unlink()
+  (folder / "e").unlink()
+  records.complete(folder, make_info(folder), shards)
   return folder
 
 
@@ -114,29 +117,29 @@ def test_examples_are_let_go_as_they_are_written(tmp_path):
       del one
       assert sum(audio() is not None for audio in alive) <= 1
 
-  with records.Shards(tmp_path, make_info(tmp_path)) as shards:
-    shards.add("train", made())
+  records.write_shard(tmp_path / "a", TAGS, made())
 
 
-def test_nothing_reads_as_a_data_set_before_the_end(tmp_path):
-  with (
-    pytest.raises(KeyError),
-    records.Shards(tmp_path, make_info(tmp_path)) as shards,
-  ):
-    shards.add("train", [example(0)])
-    raise KeyError
-  assert not (tmp_path / "dataset_info.json").exists()
+def test_the_bytes_are_tfds_s_but_for_their_order():
+  kind = records.features(TAGS)
+  column = {tag: index for index, tag in enumerate(TAGS)}
+  for index in range(5):
+    one = example(index)
+    theirs = tf_example_pb2.Example.FromString(kind.serialize_example(one))
+    ours = records.encode(one, column)
+    assert tf_example_pb2.Example.FromString(ours) == theirs
+  untagged = records.encode(example(2), {})
+  assert (
+    "tags" not in tf_example_pb2.Example.FromString(untagged).features.feature
+  )
 
 
 def test_a_full_disk_is_an_error_of_the_system(tmp_path):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  shards = records.Shards(tmp_path, make_info(tmp_path))
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
   try:
     with pytest.raises(OSError, match="File too large") as caught:
-      shards.add("train", [example(9000)] * 3)
-      shards.close()
+      records.write_shard(tmp_path / "a", TAGS, [example(9000)] * 3)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert caught.value.errno == errno.EFBIG
-  assert not (tmp_path / "dataset_info.json").exists()

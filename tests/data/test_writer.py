@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny
 
-from ssl_music.data import audio, records, segments, writer
+from ssl_music.data import audio, parts, records, segments
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
 
@@ -75,7 +75,7 @@ def test_skips_are_counted_and_listed(tmp_path):
   assert summary["prepared"] == {"train": 1}
   reasons = {one["id"]: one["reason"] for one in summary["skipped"]}
   assert len(reasons) == 11
-  assert reasons["t10"] == writer.ABSENT
+  assert reasons["t10"] == parts.ABSENT
   assert reasons["t01"] == "broken on purpose"
   assert reasons["t06"].startswith("too short (3.0 s")
   with (summary["folder"] / "skipped.csv").open() as file:

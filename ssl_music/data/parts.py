@@ -1,0 +1,129 @@
+"""A data set is written in parts, each by one process from audio to a shard.
+
+So no audio passes from process to process, and all that the tracks cost is
+shared by the cores.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_music.data import plans, ready, records, workers
+from ssl_music.data.records import CHUNK
+
+ABSENT = "no such file"
+# Of one file a part: all of them are open while a data set is read, and
+# processes may open 1,024 by default.
+_MOST_PARTS = 512
+_FEWEST_TRACKS = 8
+
+
+def divide(tracks: Sequence[dict]) -> list[dict[str, Any]]:
+  """Divides tracks into parts of one split each, the same for any machine.
+
+  Returns:
+    {"number", "split", "tracks"} of each part; splits follow one another.
+  """
+  size = max(_FEWEST_TRACKS, -(-len(tracks) // _MOST_PARTS))
+  parts = []
+  for split in plans.SPLITS:
+    own = [track for track in tracks if track["split"] == split]
+    parts += [
+      {"split": split, "tracks": own[start : start + size]}
+      for start in range(0, len(own), size)
+    ]
+  return [{"number": number} | part for number, part in enumerate(parts)]
+
+
+class Write:
+  """Writes a part; pickles to worker processes."""
+
+  def __init__(
+    self,
+    load: Callable[[Mapping], Iterable[np.ndarray]],
+    tags: Sequence[str],
+    min_seconds: float,
+    folder: Path,
+  ):
+    """Says how.
+
+    Args:
+      load: of a plan.
+      tags: of a plan.
+      min_seconds: shorter tracks are skipped.
+      folder: for the parts' files.
+    """
+    self._make_ready = ready.Ready(load, min_seconds, folder)
+    self._tags, self._folder = list(tags), folder
+
+  def __call__(self, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes one part.
+
+    Args:
+      part: of `divide`.
+
+    Returns:
+      "shard"; "energy", a file of the tracks' energies, float32; "rows", for
+      each track that can be used a dict with "track" (its place in the part),
+      "row" (its first record in the shard), "samples" and "rms"; "skipped",
+      pairs of a track's place and the reason.
+
+    Raises:
+      OSError: the folder cannot be written to.
+    """
+    return self._write(part, map(self._make_ready, _present(part)))
+
+  def carefully(self, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a part of which a track crashes the process that decodes it."""
+    with workers.pool(1) as run:
+      results = run(self._make_ready, _present(part))
+      return self._write(part, (result for _, result in results))
+
+  def _write(
+    self, part: Mapping[str, Any], results: Iterator[dict | str]
+  ) -> dict[str, Any]:
+    path = self._folder / f"{part['number']:05}"
+    rows, skipped = [], []
+
+    def examples() -> Iterator[dict]:
+      row = 0
+      for place, track in enumerate(part["tracks"]):
+        self._folder.stat()  # gone, when the run ended before its time
+        result = next(results) if _is_present(track) else ABSENT
+        if isinstance(result, str):
+          skipped.append((place, result))
+          continue
+        entry = {"track": place, "row": row, "rms": result["rms"]}
+        rows.append(entry | {"samples": len(result["pcm"])})
+        result["energy"].astype("<f4").tofile(energies)
+        for example in _examples(track, result["pcm"], self._tags):
+          row += 1
+          yield example
+
+    with path.with_suffix(".energy").open("wb") as energies:
+      shard = records.write_shard(path, self._tags, examples())
+    about = {"shard": shard, "energy": energies.name}
+    return about | {"rows": rows, "skipped": skipped}
+
+
+def _is_present(track: Mapping) -> bool:
+  return track.get("file", "") is not None
+
+
+def _present(part: Mapping[str, Any]) -> Iterator[dict]:
+  return filter(_is_present, part["tracks"])
+
+
+def _examples(
+  track: Mapping, pcm: np.ndarray, tags: Sequence[str]
+) -> Iterator[dict]:
+  for chunk in range(-(-len(pcm) // CHUNK)):
+    example = {
+      "audio": np.asarray(pcm[chunk * CHUNK : (chunk + 1) * CHUNK]),
+      "id": track["id"],
+      "path": track["path"],
+      "chunk": chunk,
+    }
+    yield example | ({"tags": track["tags"]} if tags else {})
