@@ -11,6 +11,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from ssl_music.data import records
 
 TAGS = ["loud", "quiet"]
+# The shards' names, and their first and last examples.
+TRAIN = ("a", 0, 4), ("b", 4, 4), ("c", 4, 8), ("d", 8, 11)
 
 
 def make_info(folder):
@@ -42,13 +44,8 @@ def folder(tmp_path_factory):
     folder / name, TAGS, map(example, range(*numbers))
   )
   shards = {
-    "train": [
-      write("a", 4),
-      write("b", 0),
-      write("c", 4, 8),
-      write("d", 8, 11),
-    ],
-    "validation": [write("e", 0)],
+    "train": [write(*one) for one in TRAIN],
+    "validation": [write("e", 0, 0)],
     "test": [write("f", 11, 14)],
   }
   assert [shard.records for shard in shards["train"]] == [4, 0, 4, 3]
