@@ -17,7 +17,6 @@ ABSENT = "no such file"
 # Of one file a part: all of them are open while a data set is read, and
 # processes may open 1,024 by default.
 _MOST_PARTS = 512
-_FEWEST_TRACKS = 8
 
 
 def divide(tracks: Sequence[dict]) -> list[dict[str, Any]]:
@@ -26,7 +25,8 @@ def divide(tracks: Sequence[dict]) -> list[dict[str, Any]]:
   Returns:
     {"number", "split", "tracks"} of each part; splits follow one another.
   """
-  size = max(_FEWEST_TRACKS, -(-len(tracks) // _MOST_PARTS))
+  # Few tracks make small parts, so that every core has some.
+  size = max(1, min(8, len(tracks) // 16), -(-len(tracks) // _MOST_PARTS))
   parts = []
   for split in plans.SPLITS:
     own = [track for track in tracks if track["split"] == split]
