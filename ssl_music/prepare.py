@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
   """
   arguments = sys.argv[1:] if arguments is None else arguments
   options = _parser().parse_args(arguments)
-  if options.name and not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
+  if options.name and not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", options.name):
     raise InputError(
       f"--name={options.name} is no data set's name: use lower-case letters,"
-      " digits and _, a letter first"
+      " digits and _, a letter first, 100 at most"
     )
   # As an exception, so that what is unfinished is removed.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -54,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)
   from ssl_music.data import demo
 
-  plan = demo.plan() if options.kind == "demo" else _plan(options)
+  if options.kind == "demo":
+    plan = demo.plan()
+  else:
+    plan = _plan(options) | {"max_seconds": options.max_seconds or None}
   if options.command == "check":
     return _check(options, plan, arguments)
   return _prepare(options, plan)
@@ -89,6 +92,8 @@ def _check(
 ) -> int:
   from ssl_music.data import check, tracks, writer
 
+  if options.report:
+    _write_report(options.report, writer.SKIPPED, [])  # hours too early to fail
   found = check.examine(
     plan,
     options.source,
@@ -99,10 +104,11 @@ def _check(
   print(check.table(plan, found))
   lost = check.lost(found)
   if options.report:
-    _write_report(Path(options.report), writer.SKIPPED, lost)
-  only = re.compile("--(all|sample|report)(=|$)")
-  said = [a for a in arguments if a != "check" and not only.match(a)]
-  command = shlex.join(["python", "-m", "ssl_music.prepare", *said])
+    _write_report(options.report, writer.SKIPPED, lost)
+    print(f"all that is absent or unusable: {options.report}")
+  command = shlex.join(
+    ["python", "-m", "ssl_music.prepare", *_without_check(arguments)]
+  )
   print(
     check.advice(
       found,
@@ -114,9 +120,21 @@ def _check(
   return 1 if lost else 0
 
 
-def _write_report(path: Path, columns: Sequence[str], rows: list[dict]) -> None:
+def _without_check(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments that prepare what these check."""
+  left, said = list(arguments[1:]), []  # the first is "check"
+  while left:
+    one = left.pop(0)
+    if one in ("--sample", "--report"):
+      left.pop(0)
+    elif one != "--all" and not one.startswith(("--sample=", "--report=")):
+      said.append(one)
+  return said
+
+
+def _write_report(path: str, columns: Sequence[str], rows: list[dict]) -> None:
   try:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
       table = csv.DictWriter(file, columns)
       table.writeheader()
       table.writerows(rows)
@@ -124,7 +142,6 @@ def _write_report(path: Path, columns: Sequence[str], rows: list[dict]) -> None:
     raise InputError(
       f"cannot write {path} ({error.strerror}): give another --report"
     ) from error
-  print(f"all that is absent or unusable: {path}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,7 +231,7 @@ def _add_kinds(commands, command: str, parents: list) -> None:
   )
   folder.add_argument(
     "--seed",
-    type=int,
+    type=_natural,
     default=0,
     help="of the split by artist, where the manifest has none",
   )
@@ -258,17 +275,15 @@ def _add_kinds(commands, command: str, parents: list) -> None:
 
 
 def _natural(text: str) -> int:
-  value = int(text)
-  if value < 0:
-    raise argparse.ArgumentTypeError(f"{value} is negative")
-  return value
+  if not re.fullmatch("[0-9]+", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+  return int(text)
 
 
 def _seconds(text: str) -> float:
-  value = float(text)
-  if not 0 <= value < float("inf"):
-    raise argparse.ArgumentTypeError(f"{text} is no length")
-  return value
+  if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+  return float(text)
 
 
 def _print_summary(summary: dict, plan: dict) -> None:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ssl_music import features, metrics, parallel, results, workdir
 from ssl_music.config import check_numbers
 from ssl_music.data import demo
-from ssl_music.data.plans import fingerprint
+from ssl_music.data.plans import MAX_SECONDS, fingerprint
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 
@@ -66,6 +66,9 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     for split in SPLITS
   }
   frozen = features.load_encoder(config, parts["train"])
+  features.choose_tags(
+    config.data.name, parts["train"].tags, config.data.tags, option="data.tags"
+  )
   where = {
     split: features.choose_segments(
       part, frozen.seconds, config.probe.segments if split == "train" else None
@@ -219,6 +222,9 @@ def _benchmark(test: Tracks, tags: Sequence[str]) -> str:
   name = test.card["benchmark"]
   if name and len(tags) < len(test.tags):
     name += f", {len(tags)} of {len(test.tags)} tags"
+  kept = test.card["max_seconds"]
+  if name and kept is not None and kept < MAX_SECONDS:
+    name += f", first {kept:g} s of a track"
   return name
 
 

@@ -58,8 +58,9 @@ def table(scores: Sequence[Mapping[str, Any]]) -> str:
 def data_name(scores: Mapping[str, Any]) -> str:
   """Returns what a score is of: data set, benchmark, fingerprint."""
   benchmark = scores["benchmark"]
-  if benchmark and scores["as_published"] is False:
-    benchmark += ", other tables than published"
+  if benchmark and not scores["as_published"]:
+    known = scores["as_published"] is False
+    benchmark += ", other tables than published" if known else ", not verified"
   of = f"{benchmark}, " if benchmark else ""
   return f"{scores['data']} ({of}{scores['fingerprint']})"
 

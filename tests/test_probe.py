@@ -249,6 +249,13 @@ def test_the_number_of_missing_tracks_stands_beside_the_score(
   assert scores["fingerprint"] != card["fingerprint"]
 
 
+def test_a_benchmark_of_cut_tracks_is_named_so(data_dir, tmp_path):
+  plan = tiny.plan(benchmark="Tiny", max_seconds=4.0)
+  writer.write("tiny", plan, data_dir=tmp_path)
+  scores = probe.probe(tiny.probing(tmp_path, encoder="mel"), tmp_path / "run")
+  assert scores["benchmark"] == "Tiny, first 4 s of a track"
+
+
 def test_tracks_shorter_than_a_segment_are_missing(data_dir, tmp_path):
   config = tiny.probing(data_dir, encoder="mel")
   config.data.seconds = 6.0

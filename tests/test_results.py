@@ -31,7 +31,7 @@ def test_table_has_a_row_a_probe_by_rising_score():
 @pytest.mark.parametrize(
   ("as_published", "name"),
   [
-    (None, "tiny (Tiny, split 3, 0123456789ab)"),
+    (None, "tiny (Tiny, split 3, not verified, 0123456789ab)"),
     (True, "tiny (Tiny, split 3, 0123456789ab)"),
     (
       False,

@@ -302,9 +302,8 @@ def _read(
     wanted = _promised(file, path)
   if wanted is None:
     return
-  if limit is not None:
-    wanted = min(wanted, limit)
-  check_whole(read / rate, wanted / rate)
+  if limit is None or read < limit:
+    check_whole(read / rate, wanted / rate)
 
 
 def check_whole(seconds: float, wanted: float) -> None:

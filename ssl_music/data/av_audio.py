@@ -54,7 +54,10 @@ def read(
     stream = container.streams.audio[0]
     if stream.codec_context is None:
       raise audio.AudioError("undecodable (its codec is unknown or encrypted)")
-    yield from _decode(container, stream, max_seconds)
+    try:
+      yield from _decode(container, stream, max_seconds)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+      raise audio.AudioError(f"undecodable ({error})") from error
 
 
 def _decode(
@@ -96,8 +99,6 @@ def _decode(
   if parts:
     yield rate, np.concatenate(parts)
   if promised is not None:
-    if max_seconds is not None:
-      promised = min(promised, max_seconds)
     audio.check_whole(end, promised)
 
 

@@ -1,5 +1,6 @@
 """Examines a data set's source before hours are spent on preparing it."""
 
+import os
 import random
 import shutil
 import tempfile
@@ -9,8 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssl_music import progress
 from ssl_music.data import audio, files, parts, plans, ready, workers, writer
+from ssl_music.errors import InputError
 
 _SHOWN = 10  # of a list; the whole is in the CSV that --report names
 _SHOWN_TAGS = 10
@@ -52,15 +56,14 @@ def examine(
   began = time.perf_counter()
   results = _decode(chosen, plan["load"], min_seconds, processes)
   took = time.perf_counter() - began
-  usable = [seconds for _, seconds in results if not isinstance(seconds, str)]
-  mean = sum(usable) / len(chosen) if usable else 0.0
+  seconds = [0.0 if isinstance(s, str) else s for _, s in results]
   return plans.describe(plan) | {
     "present": plans.count(present),
     "absent": [track for track in tracks if track["file"] is None],
     "unnamed": len(lying - named),
     "decoded": len(chosen),
     "unusable": [(t, why) for t, why in results if isinstance(why, str)],
-    "duration": mean * len(present),
+    "duration": float(np.mean(seconds)) * len(present) if seconds else 0.0,
     "speed": len(chosen) / took if chosen else 0.0,
     "artists": _shared_artists(tracks),
     "without_positive": _without_positive(tracks, plan["tags"]),
@@ -80,6 +83,8 @@ def table(plan: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   if found["as_published"] is not None:
     agree = "are" if found["as_published"] else "are NOT"
     lines[0] += f"; the tables {agree} as published"
+  elif plan["published"]:
+    lines[0] += "; the counts are as published, more is not known here"
   lines.append(f"  {'split':12} {'tables':>8} {'present':>8} {'published':>10}")
   published = (plan["published"] or {}).get("tracks", {})
   counts = plans.count(plan["tracks"])
@@ -107,7 +112,9 @@ def table(plan: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   for (one, other), names in found["artists"].items():
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     lines.append(f"{len(names)} artists in both {one} and {other}: {some}")
-  if not any(track["artist"] for track in plan["tracks"]):
+  if counts.keys() & {*plans.SCORED} and not any(
+    track["artist"] for track in plan["tracks"]
+  ):
     lines.append("artists are not known: overlap between splits not checked")
   for split, tags in found["without_positive"].items():
     some = ", ".join(tags[:_SHOWN_TAGS])
@@ -144,17 +151,18 @@ def advice(
       "as long as test tracks are missing, probes refuse to score this as the"
       " benchmark, unless told --config.allow_missing=True"
     )
+  present = sum(found["present"].values())
   if not found["duration"]:
-    if any(found["present"].values()) and not found["decoded"]:
+    if present > found["decoded"]:
       lines.append(f"prepare it:\n    {command}")
     return "\n".join(["next:", *(f"  - {line}" for line in lines)])
   needed = found["duration"] * BYTES_PER_SECOND / 1e9
   there = Path(data_dir)
-  while not there.exists():
+  while not os.path.exists(there):  # noqa: PTH110 (never raises)
     there = there.parent
   free = shutil.disk_usage(there).free / 1e9
   enough = "" if free > 1.1 * needed else ": FREE SOME, or give --data_dir"
-  minutes = sum(found["present"].values()) / found["speed"] / 60
+  minutes = present / found["speed"] / 60
   lines.append(
     f"prepare it, which takes about {minutes:.0f} minutes with {processes}"
     f" processes and {needed:.1f} GB in {data_dir} ({free:.0f} GB free{enough})"
@@ -191,12 +199,20 @@ def _decode(
   """Returns (track, seconds or reason) of each, as preparing would find it."""
   if not tracks:
     return []
-  with tempfile.TemporaryDirectory() as folder, workers.pool(processes) as run:
-    measure = _Measure(ready.Ready(load, min_seconds, Path(folder)))
-    results = run(measure, tracks)
-    return list(
-      progress.bar(results, total=len(tracks), unit="track", desc="decode")
-    )
+  bar = {"total": len(tracks), "unit": "track", "desc": "decode"}
+  try:
+    with (
+      tempfile.TemporaryDirectory() as folder,
+      workers.pool(processes) as run,
+    ):
+      measure = _Measure(ready.Ready(load, min_seconds, Path(folder)))
+      return list(progress.bar(run(measure, tracks), **bar))
+  except OSError as error:
+    raise InputError(
+      f"cannot write temporary files to {tempfile.gettempdir()}"
+      f" ({error.strerror or error}): free some space there, or set TMPDIR to"
+      " another folder"
+    ) from error
 
 
 class _Measure:

@@ -63,6 +63,8 @@ def plan(
   if manifest:
     labelled = read_manifest(Path(manifest), source)
     _make_splits(labelled, seed)
+    named = {os.path.realpath(source / path) for path in labelled}
+    paths = [p for p in paths if os.path.realpath(source / p) not in named]
   tracks = []
   for path in sorted(set(paths) | set(labelled)):
     row = labelled.get(path, {"split": "unlabelled", "tags": [], "artist": ""})
@@ -112,7 +114,7 @@ def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
   table = tables.read(manifest, needed=("path", "tags"))
   column = {name: table.columns.index(name) for name in table.columns}
   found: dict[str, dict] = {}
-  missing = []
+  missing, named = [], set()
   for line, fields in table.rows:
     row = {
       name: fields[column[name]] if name in column else ""
@@ -120,8 +122,10 @@ def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
     }
     place = tables.where(manifest, line, "path")
     path = tables.inside(row["path"], place)
-    if path in found:
+    real = os.path.realpath(source / path)  # links give a file several names
+    if real in named:
       raise InputError(f"{place} names {path} again: keep one row a file")
+    named.add(real)
     if not os.path.isfile(source / path):  # noqa: PTH113 (never raises)
       missing.append((place, path))
     found[path] = _row(row, manifest, line)

@@ -150,6 +150,11 @@ def plan(
       }
     )
   name, counts, fingerprint, labelled = PUBLISHED[kind]
+  if not any(row["file"] for row in rows):
+    notes.append(
+      "None of the clips is there: they were looked for in the source's folders"
+      " mp3/0 to mp3/f and 0 to f."
+    )
   untagged = sum(not row["tags"] for row in rows)
   if untagged:
     notes.append(f"{untagged} of the split's clips have none of the tags.")

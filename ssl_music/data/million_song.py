@@ -235,6 +235,8 @@ def _read_paths(
         f"{place}: {file!r} is no audio file by its name: name audio, such as"
         f" {', '.join(audio.EXTENSIONS)}"
       )
+    if "\\" in file and file not in there:
+      raise InputError(f"{place}: {file!r} has backslashes: write / instead")
     taken[file] = line
     artist = "" if artists is None else row[artists].strip()
     found[msd_id] = (file, artist)

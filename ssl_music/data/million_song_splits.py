@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_music.data import files, pickles, plans, tables
+from ssl_music.data.million_song_tags import LASTFM_TAGS
 from ssl_music.errors import InputError
 
 LASTFM = {"train": 201_680, "validation": 11_774, "test": 28_435}
@@ -71,7 +72,7 @@ def read_lastfm(root: Path) -> Split:
       f"{', '.join(there)} alone cannot be used, so the split is the one before"
       " short tracks were left out"
     )
-  tags = _lines_vocabulary(root / "50tagList.txt", TAGS)
+  tags = _lastfm_tags(root / "50tagList.txt")
   found: dict = {}
   for part, (list_path, labels_path) in parts.items():
     lines = tables.read_lines(list_path)
@@ -95,7 +96,7 @@ def read_lastfm(root: Path) -> Split:
 def _read_filtered(root: Path) -> Split:
   """Reads the lists of tracks of at least 29.1 s."""
   train_path, test_path, labels_path = (root / name for name in _FILTERED)
-  tags = _lines_vocabulary(root / "50tagList.txt", TAGS)
+  tags = _lastfm_tags(root / "50tagList.txt")
   lists = [pickles.read_strings(path) for path in (train_path, test_path)]
   expected = LASTFM["train"] + LASTFM["validation"]
   if len(lists[0]) != expected:  # the split is a position in this list
@@ -282,6 +283,21 @@ def _check_tag(place: str, tag: str) -> None:
     raise InputError(
       f"{place}: tag {tag!r} is empty, not printable or holds a |: correct it"
     )
+
+
+def _lastfm_tags(path: Path) -> list[str]:
+  """Returns the split's tags; a list that is there must say the same."""
+  if path.is_file():
+    listed = zip(
+      tables.read_lines(path), _lines_vocabulary(path, TAGS), strict=True
+    )
+    for ((line, _), tag), known in zip(listed, LASTFM_TAGS, strict=True):
+      if tag != known:
+        raise InputError(
+          f"{tables.where(path, line)}: tag {tag!r}, where the published list"
+          f" has {known!r}: give that, in its order"
+        )
+  return list(LASTFM_TAGS)
 
 
 def _lines_vocabulary(path: Path, count: int | None = None) -> list[str]:

@@ -51,8 +51,8 @@ from ssl_music.data import files, folder, plans, tables
 from ssl_music.errors import InputError
 
 SPLITS = range(5)
-# Where the audio is looked for, the first that holds any of it; the download
-# script puts the folders 00 to 99 right into the one that it is given.
+# Where the audio is looked for; where most of it is counts. The download script
+# puts the folders 00 to 99 right into the one that it is given.
 AUDIO_DIRS = (
   "audio",
   "audio-low",
@@ -118,8 +118,8 @@ def plan(
     source: the repository's folder, or its `data`; see the module's layout.
     subset: one of `SUBSETS`.
     split: 0 to 4.
-    audio_dir: the folder that holds the audio's folders 00 to 99, or one of
-      `AUDIO_DIRS`; None searches `source`.
+    audio_dir: the folder that holds the audio's folders 00 to 99, or holds one
+      of `AUDIO_DIRS` that does; None is `source`.
     max_seconds: how much of each track is kept, from its start; None is all.
 
   Returns:
@@ -371,7 +371,8 @@ def _find_files(
   if not root.is_dir():
     raise InputError(f"no folder {root}: give one with --audio_dir")
   stems = [os.path.splitext(track["path"])[0] for track in tracks]  # noqa: PTH122
-  for name in AUDIO_DIRS:
+  best, place = [], ""
+  for name in AUDIO_DIRS:  # that with most of it, and of equals the first
     home = root / name
     if not home.is_dir():
       continue
@@ -381,16 +382,16 @@ def _find_files(
       for track, stem in zip(tracks, stems, strict=True)
       if stem in found
     ]
-    if not present:
-      continue
-    for track, file in present:
-      inside = file.is_relative_to(source)
-      track["file"] = str(file)
-      track["path"] = files.printable(
-        str(file.relative_to(source if inside else root))
-      )
-    place = "its folder" if name == "." else name
-    return f"{len(present):,} of {len(tracks):,} tracks have audio, in {place}"
+    if len(present) > len(best):
+      best, place = present, "its folder" if name == "." else name
+  for track, file in best:
+    inside = file.is_relative_to(source)
+    track["file"] = str(file)
+    track["path"] = files.printable(
+      str(file.relative_to(source if inside else root))
+    )
+  if best:
+    return f"{len(best):,} of {len(tracks):,} tracks have audio, in {place}"
   return (
     f"none of the {len(tracks):,} tracks has audio in {root} (looked for"
     f" {tracks[0]['path']} and so on, in {', '.join(AUDIO_DIRS)}): give its"

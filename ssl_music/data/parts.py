@@ -14,9 +14,9 @@ from ssl_music.data import plans, ready, records, workers
 from ssl_music.data.records import CHUNK
 
 ABSENT = "no such file"
-# Of one file a part: all of them are open while a data set is read, and
-# processes may open 1,024 by default.
-_MOST_PARTS = 512
+# Of one file a part: all of them are open while a data set is read, pooled with
+# others perhaps, and a process may open but 1,024 by default, or 256.
+_MOST_PARTS = 128
 
 
 def divide(tracks: Sequence[dict]) -> list[dict[str, Any]]:

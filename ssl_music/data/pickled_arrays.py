@@ -156,6 +156,13 @@ def build(target: Any, state: Any) -> None:
       raise Refused("sets up an object as NumPy does not", NO_CODE)
 
 
+def weight(arguments: Any) -> int:
+  """Returns how many bytes a call or BUILD with these copies, at most."""
+  if type(arguments) is not tuple:
+    return 0
+  return sum(len(one) for one in arguments if type(one) in (str, bytes))
+
+
 def size(shape: Any) -> int:
   """Returns the number of values in an array; `Refused` if that cannot be."""
   possible = type(shape) is tuple and len(shape) <= _MAX_AXES

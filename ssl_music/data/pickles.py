@@ -7,9 +7,6 @@ opcodes, and the small stack machine below carries out those that hold data. Of
 the functions that a pickle may name it knows the few by which NumPy and Python
 write arrays, NumPy scalars and bytes. It compares their names and builds the
 value itself; any other name is an error.
-
-The opcodes are documented in `pickletools`, the header of .npy files in
-`numpy.lib.format`.
 """
 
 import io
@@ -25,7 +22,8 @@ from ssl_music.data import pickled_arrays as arrays
 from ssl_music.errors import InputError
 
 _ADVICE = "get the file from its publisher again"
-_MAX_STEPS = 20_000_000  # of one pickle: about 20 seconds, below 2 GB
+# Of one pickle: twice what the largest published one takes, below 2 GB.
+_MAX_STEPS = 12_000_000
 
 # What `repr` makes of a Python 2 string: without its quotes.
 _REPR = re.compile(rb"""(?:[^\\]++|\\[\\'"nrt]|\\x[0-9a-fA-F]{2})*+""")
@@ -67,10 +65,9 @@ def read_strings(path: Path) -> list[str]:
   """
   value = read(path)
   if isinstance(value, np.ndarray) and value.ndim == 1:
-    text = (
-      np.char.decode(value, "latin-1") if value.dtype.kind == "S" else value
-    )
-    value = text.tolist()
+    if value.dtype.kind == "S":
+      value = np.char.decode(value, "latin-1")
+    value = value.tolist()
   if type(value) is not list:
     raise InputError(
       f"{path} holds {_kind(value)} instead of a list of strings: give the file"
@@ -200,6 +197,13 @@ class _Machine:
     self.stack: list = []
     self.marked: list[list] = []
     self.memo: dict[int, Any] = {}
+    self.left = 10 * len(source.getbuffer()) + 1_000_000  # bytes
+
+  def spend(self, made: int) -> None:
+    """Counts bytes that were made from others, which a memo holds cheaply."""
+    self.left -= made
+    if self.left < 0:
+      raise arrays.Refused("makes far more bytes than it has")
 
   def push(self, value: Any) -> None:
     self.stack.append(value)
@@ -228,10 +232,9 @@ class _Machine:
 
 def _interpret(data: bytes, start: int, path: Path) -> Any:
   """Returns the value of the pickle that starts at a byte of a file."""
-  source = _Source(data)
+  source, position = _Source(data), start
   source.seek(start)
   machine = _Machine(source)
-  position = start
   try:
     for count, operation in enumerate(pickletools.genops(source)):
       opcode, argument, position = operation
@@ -248,8 +251,7 @@ def _interpret(data: bytes, start: int, path: Path) -> Any:
     position = None
     if len(machine.stack) != 1 or machine.marked:
       raise arrays.Refused("ends halfway through its data")
-    # Few lists that hold each other many times over make a file short, and its
-    # value endless to go through.
+    # Lists that hold each other many times over are endless to go through.
     limit = min(10 * len(data) + 1000, _MAX_STEPS)
     return arrays.plain(machine.stack.pop(), limit)
   except arrays.Refused as refusal:
@@ -259,9 +261,8 @@ def _interpret(data: bytes, start: int, path: Path) -> Any:
   except (ArithmeticError, AssertionError, LookupError, ValueError) as error:
     # Nonsense to genops, an empty stack, an unset memo, text that is no text.
     reached = source.tell()
-    wrong = (
-      "breaks off" if reached >= len(data) else "is no pickle, or damaged,"
-    )
+    cut = reached >= len(data)
+    wrong = "breaks off" if cut else "is no pickle, or damaged,"
     raise InputError(f"{path} {wrong} at byte {reached}: {_ADVICE}") from error
 
 
@@ -339,8 +340,15 @@ def _inst(_: _Machine, name: str) -> None:
   raise arrays.no_code(name)
 
 
+def _reduce(machine: _Machine, _: None) -> None:
+  function, arguments = machine.pop_tuple(2)
+  machine.spend(arrays.weight(arguments))
+  machine.push(arrays.call(function, arguments))
+
+
 def _build(machine: _Machine, _: None) -> None:
   target, state = machine.pop_tuple(2)
+  machine.spend(arrays.weight(state))
   arrays.build(target, state)
   machine.push(target)
 
@@ -375,17 +383,16 @@ _STEPS = {
   "TUPLE1": lambda machine, _: machine.push(machine.pop_tuple(1)),
   "TUPLE2": lambda machine, _: machine.push(machine.pop_tuple(2)),
   "TUPLE3": lambda machine, _: machine.push(machine.pop_tuple(3)),
-  "PUT": _put,
-  "BINPUT": _put,
-  "LONG_BINPUT": _put,
+  **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
   "MEMOIZE": lambda machine, _: _put(machine, len(machine.memo)),
-  "GET": lambda machine, index: machine.push(machine.memo[index]),
-  "BINGET": lambda machine, index: machine.push(machine.memo[index]),
-  "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
+  **dict.fromkeys(
+    ("GET", "BINGET", "LONG_BINGET"),
+    lambda machine, index: machine.push(machine.memo[index]),
+  ),
   "GLOBAL": _global,
   "INST": _inst,
   "STACK_GLOBAL": _stack_global,
-  "REDUCE": lambda machine, _: machine.push(arrays.call(*machine.pop_tuple(2))),
+  "REDUCE": _reduce,
   "BUILD": _build,
   "PROTO": _protocol,
   "FRAME": lambda machine, _: None,

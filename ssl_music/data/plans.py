@@ -15,6 +15,7 @@ reads its tables and returns a plain dict:
 - "benchmark": what people call it in tables of scores; "" for one's own data;
 - "published": {"tracks": {split: count}, "fingerprint", "labels": hashes, or
   None} of the publisher's tables; None where nothing of them is known here;
+- "max_seconds": what is kept of each track, from its start; None is all;
 - "known_bad": {id: reason} of clips that are known to be broken; and
 - "notes": sentences on what the tables hold besides.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 SPLITS = ("train", "validation", "test", "unlabelled")
 SCORED = SPLITS[:3]
+MAX_SECONDS = 600.0  # of a track, as published
 
 
 def make(name: str, tracks: list[dict], load, **fields) -> dict[str, Any]:
@@ -39,7 +41,8 @@ def make(name: str, tracks: list[dict], load, **fields) -> dict[str, Any]:
   """
   plan = {"name": name, "tracks": tracks, "load": load}
   plan |= {"tags": [], "description": "", "citation": "", "licence": ""}
-  plan |= {"benchmark": "", "published": None, "known_bad": {}, "notes": []}
+  plan |= {"benchmark": "", "published": None, "max_seconds": None}
+  plan |= {"known_bad": {}, "notes": []}
   unknown = fields.keys() - plan.keys()
   if unknown:
     raise ValueError(f"a plan has no {', '.join(sorted(unknown))}")
@@ -82,9 +85,9 @@ def describe(plan: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     "benchmark", "licence", "notes"; "fingerprint" and "labels" of the tracks
-    that can be scored; "tracks", their count by split; and "as_published",
-    whether the tables are the publisher's, as far as these are known here:
-    None where nothing is.
+    that can be scored; "tracks", their count by split; "max_seconds"; and
+    "as_published", whether the tables are the publisher's: None where nothing
+    is known that speaks against it, but not all that would prove it.
   """
   scored = [track for track in plan["tracks"] if track["split"] in SCORED]
   tracks = [(track["split"], track["id"]) for track in scored]
@@ -93,12 +96,17 @@ def describe(plan: Mapping[str, Any]) -> dict[str, Any]:
     "fingerprint": fingerprint(tracks, plan["tags"]),
     "labels": label_hash(scored),
   }
-  known = {k: v for k, v in (plan["published"] or {}).items() if v is not None}
+  published = plan["published"] or {}
+  known = {key: value for key, value in published.items() if value is not None}
+  as_published = None
+  if any(found[key] != value for key, value in known.items()):
+    as_published = False
+  elif known.keys() == found.keys():
+    as_published = True
   return {
     "benchmark": plan["benchmark"],
-    "as_published": all(found[k] == v for k, v in known.items())
-    if known
-    else None,
+    "as_published": as_published,
+    "max_seconds": plan["max_seconds"],
     **found,
     "licence": plan["licence"],
     "notes": list(plan["notes"]),

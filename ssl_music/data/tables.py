@@ -177,4 +177,5 @@ def _no_column(path: Path, absent: Sequence[str], columns: list[str]) -> str:
   names = " and no column ".join(map(repr, absent))
   has = ", ".join(map(repr, columns))
   has = has if len(has) <= 200 else f"{has[:200]}…"
-  return f"{where(path, 1)} has no column {names} (it has {has}): add it"
+  hint = ", or separate the columns as it should be" if len(columns) < 2 else ""
+  return f"{where(path, 1)} has no column {names} (it has {has}): add it{hint}"

@@ -17,6 +17,7 @@ track's length nor, but for the table, with their number.
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -65,21 +66,29 @@ def write(
       can be used, or the disk is full.
   """
   folder = Path(data_dir) / name / VERSION
-  if folder.exists() and not overwrite:
+  try:
+    os.fspath(folder).encode()
+  except UnicodeEncodeError as error:
+    raise InputError(
+      f"the folder's name {str(folder)!a} is not UTF-8: give another --data_dir"
+    ) from error
+  if os.path.exists(folder) and not overwrite:  # noqa: PTH110 (never raises)
     raise InputError(
       f"data set {name} exists at {folder}: choose another --name, or replace"
       " it with --overwrite"
     )
-  with hold(folder.parent, "preparing", "choose another --name"):
-    for leftover in folder.parent.glob("incomplete.*"):
-      shutil.rmtree(leftover)  # of a run that was killed
+  with hold(folder.parent, "preparing", "choose another --name or --data_dir"):
     unfinished = folder.with_name(f"incomplete.{VERSION}")
+    replaced = folder.with_name(f"replaced.{VERSION}")
     try:
+      if replaced.exists() and not folder.exists():
+        replaced.rename(folder)  # killed between the two renamings below
+      for leftover in folder.parent.glob("incomplete.*"):
+        shutil.rmtree(leftover)  # of a run that was killed
       unfinished.mkdir()
       summary = _write_into(
         unfinished, name, plan, min_seconds=min_seconds, processes=processes
       )
-      replaced = folder.with_name("incomplete.replaced")
       if folder.exists():  # moved, since removing it takes time
         folder.rename(replaced)
       unfinished.rename(folder)
@@ -132,13 +141,15 @@ def _write_into(
         samples += row["samples"]
       for place, reason in done["skipped"]:
         track = tracks[place]
-        if track["id"] in plan["known_bad"]:
+        if track["id"] in plan["known_bad"] and reason != parts.ABSENT:
           reason += f" (known: {plan['known_bad'][track['id']]})"
         skipped.append(_pick(track, SKIPPED[:3]) | {"reason": reason})
       np.fromfile(done["energy"], "<f4").tofile(energies)
       shards[split].append(done["shard"])
       prepared[split] += len(done["rows"])
       bar.update(len(tracks))
+  if not plan["tracks"]:
+    raise InputError(f"{name} has no tracks: give another source")
   if not samples:
     some = "; ".join(f"{one['path']}: {one['reason']}" for one in skipped[:3])
     raise InputError(

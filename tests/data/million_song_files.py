@@ -6,8 +6,9 @@ import numpy as np
 import soundfile
 
 from ssl_music.data import million_song_splits
+from ssl_music.data.million_song_tags import LASTFM_TAGS
 
-TAGS = [f"tag {chr(122 - i % 26)}{i}" for i in range(50)]  # not alphabetical
+TAGS = list(LASTFM_TAGS)
 PARTS = {"train": "train", "validation": "valid", "test": "test"}
 SIZES = {"train": 5, "validation": 3, "test": 4}
 

@@ -3,7 +3,8 @@ import pytest
 import soundfile
 import tiny
 
-from ssl_music.data import check, folder, parts, writer
+from ssl_music.data import check, folder, parts, ready, writer
+from ssl_music.errors import InputError
 
 
 @pytest.fixture
@@ -95,11 +96,13 @@ def test_the_published_tables_are_recognised(source):
   found = check.examine(plan, source, sample=0)
   assert "published" not in check.table(plan, found).splitlines()[0]
   published = {"tracks": {"train": 6, "test": 9}, "fingerprint": None}
-  for fingerprint, words in (
-    (None, "the tables are as published"),
-    ("0" * 12, "the tables are NOT as published"),
+  hashes = {key: found[key] for key in ("fingerprint", "labels")}
+  for known, words in (
+    ({}, "the counts are as published, more is not known"),
+    (hashes, "the tables are as published"),
+    (hashes | {"labels": "0" * 12}, "the tables are NOT as published"),
   ):
-    plan["published"] = published | {"fingerprint": fingerprint}
+    plan["published"] = published | known
     found = check.examine(plan, source, sample=0)
     assert words in check.table(plan, found)
 
@@ -127,3 +130,12 @@ def test_advice_says_what_to_do_next(source, tmp_path):
   said = check.advice(found, processes=2, **command)
   assert "add the 15 absent files" in said
   assert "prepare it" not in said
+
+
+def test_a_full_temporary_folder_is_explained(source, monkeypatch):
+  def refuse(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(ready.audio, "normalise", refuse)
+  with pytest.raises(InputError, match=r"No space left.* set TMPDIR"):
+    check.examine(plan_of(source), source)

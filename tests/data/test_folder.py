@@ -138,3 +138,14 @@ def test_split_keeps_groups_together_near_the_shares(seed):
 def test_few_groups_leave_no_split_empty(count):
   groups = [str(g) for g in range(count) for _ in range(10)]
   assert set(folder.split_by_group(groups, 0)) == set(folder.SHARES)
+
+
+def test_a_file_of_several_names_is_one_track(source):
+  (source / "again").symlink_to(source / "sub")
+  text = "path,tags,split\nsub/c.Ogg,t,train\nagain/c.Ogg,t,test\n"
+  with pytest.raises(InputError, match=r"line 3, .* names again/c\.Ogg again"):
+    folder.plan(source, manifest=manifest(source, text))
+  text = "path,tags,split\nagain/c.Ogg,t,test\n"
+  plan = folder.plan(source, manifest=manifest(source, text))
+  assert by_path(plan)["again/c.Ogg"]["split"] == "test"
+  assert "sub/c.Ogg" not in by_path(plan)  # nor is it trained on

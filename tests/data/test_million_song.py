@@ -63,7 +63,14 @@ def test_filtered_lists(source, monkeypatch, protocol, vector):
   assert plan["name"] == "million_song_lastfm"
   assert "29.1 s" in plan["benchmark"]
   assert plan["published"] == {"tracks": made.SIZES, "fingerprint": None}
-  assert plans.describe(plan)["as_published"]
+  # The counts are, and no more is known.
+  assert plans.describe(plan)["as_published"] is None
+
+
+def test_the_list_of_tags_may_be_absent(source):
+  folder = made.write_choi(source)
+  (folder / "50tagList.txt").unlink()
+  check_published(million_song.plan(source))
 
 
 def test_filtered_lists_of_bytes(source, monkeypatch):
@@ -207,5 +214,5 @@ def test_the_published_lists(tmp_path):
       found = np.array([tag in track["tags"] for track in tracks])
       np.testing.assert_array_equal(found, labels[:, column], err_msg=tag)
   if not (msd / "train_y.npy").exists():
-    assert plans.describe(plan)["as_published"]
+    assert plans.describe(plan)["as_published"] is None
     assert "train_y.npy" in plan["notes"][0]

@@ -163,7 +163,8 @@ def test_wrong_labels(source, labels, message):
     ("valid_x_msd_id", [IDS[5], IDS[6], IDS[5]], r"line 3 names .* validation"),
     ("valid_x_msd_id", [IDS[5], IDS[6], IDS[0]], r"line 3 names .* in train"),
     ("50tagList", TAGS[:49], r" has 49 tags, not 50"),
-    ("50tagList", [*TAGS[:49], TAGS[3]], r"line 50 names tag 'tag w3' again"),
+    ("50tagList", [*TAGS[:49], TAGS[3]], f"line 50 names tag '{TAGS[3]}'"),
+    ("50tagList", TAGS[::-1], f"line 1: tag '{TAGS[49]}', where"),
   ],
 )
 def test_wrong_lists(source, name, lines, message):

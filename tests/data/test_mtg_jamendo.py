@@ -147,18 +147,22 @@ def test_audio_may_be_where_the_publisher_puts_it(tmp_path, folder):
   assert present(plan) == {"track_0000241": expected}
 
 
-def test_one_folder_of_audio_is_taken_and_the_full_one_first(tmp_path):
+def test_the_folder_with_most_audio_is_taken_and_the_full_one_first(tmp_path):
   write_tables(tmp_path, ROWS)
   low = tmp_path / "audio-low"
   touch(low / "41/241.low.mp3", low / "42/1242.low.mp3")
   touch(tmp_path / "audio/41/241.mp3")
+  both = {"audio-low/41/241.low.mp3", "audio-low/42/1242.low.mp3"}
   plan = mtg_jamendo.plan(tmp_path, subset="genre")
-  assert present(plan) == {"track_0000241": "audio/41/241.mp3"}
-  plan = mtg_jamendo.plan(tmp_path, subset="genre", audio_dir=low)
+  assert set(present(plan).values()) == both
+  touch(tmp_path / "audio/42/1242.mp3")
+  plan = mtg_jamendo.plan(tmp_path, subset="genre")
   assert set(present(plan).values()) == {
-    "audio-low/41/241.low.mp3",
-    "audio-low/42/1242.low.mp3",
+    "audio/41/241.mp3",
+    "audio/42/1242.mp3",
   }
+  plan = mtg_jamendo.plan(tmp_path, subset="genre", audio_dir=low)
+  assert set(present(plan).values()) == both
 
 
 def test_audio_may_lie_elsewhere(tmp_path):

@@ -225,3 +225,21 @@ def test_arrays_of_impossible_values(tmp_path):
     path = written(tmp_path, npy(array).replace(old, new), "data.npy")
     with pytest.raises(InputError, match="that"):
       pickles.load_array(path)
+
+
+def test_a_memo_that_multiplies_bytes_is_refused(tmp_path):
+  """A long text once in the file, and many arrays made of it."""
+  raw = b"x" * 2_000_000
+  one = pickle.dumps(np.frombuffer(raw, "S1"), protocol=5)
+  assert isinstance(pickles.read(_write(tmp_path, one)), np.ndarray)
+  text = b"X" + len(raw).to_bytes(4, "little") + raw + b"\x94"
+  call = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+  data = b"\x80\x04](" + text + b"0" + call * 100 + b"e."
+  with pytest.raises(InputError, match="makes far more bytes than it has"):
+    pickles.read(_write(tmp_path, data))
+
+
+def _write(folder, data):
+  path = folder / "data.pkl"
+  path.write_bytes(data)
+  return path

@@ -26,6 +26,7 @@ from ssl_music.data import (
   mtg_jamendo,
   tables,
 )
+from ssl_music.data.million_song_tags import LASTFM_TAGS
 from ssl_music.errors import InputError
 
 COUNT = int(os.environ.get("SSL_MUSIC_FUZZ", "200"))
@@ -222,7 +223,7 @@ def own_split_kind() -> Kind:
 
 
 def msd_lists_kind() -> Kind:
-  tags = [f"tag {index}" for index in range(50)]
+  tags = LASTFM_TAGS
   labels = np.random.default_rng(0).random((6, 50)) < 0.2
   files = dict.fromkeys(MSD_AUDIO, b"x") | {"paths.csv": MSD_PATHS.encode()}
   files["lastfm/50tagList.txt"] = "\n".join(tags).encode()
@@ -235,6 +236,8 @@ def msd_lists_kind() -> Kind:
 
   def says(damaged):
     vocabulary = damage.lines_of(damaged["lastfm/50tagList.txt"])
+    if vocabulary != list(tags):
+      raise damage.WrongError("another vocabulary")
     rows = []
     for split, part in names.items():
       listed = damage.lines_of(damaged[f"lastfm/{part}_x_msd_id.txt"])

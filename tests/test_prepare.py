@@ -1,0 +1,38 @@
+import pytest
+
+from ssl_music import prepare
+
+
+@pytest.mark.parametrize(
+  ("given", "left"),
+  [
+    ("check folder --source=a", "folder --source=a"),
+    ("check gtzan --all --source check", "gtzan --source check"),
+    ("check gtzan --sample 5 --name check", "gtzan --name check"),
+    ("check gtzan --sample=5 --report=b --seed 1", "gtzan --seed 1"),
+    ("check folder --report all --source --all-", "folder --source --all-"),
+  ],
+)
+def test_a_check_ends_with_the_command_that_prepares(given, left):
+  assert prepare._without_check(given.split()) == left.split()
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    "--processes=x",
+    "--processes=-1",
+    "--seed=-1",
+    "--max_seconds=nan",
+    "--max_seconds=-1",
+    "--min_seconds=inf",
+    "--min_seconds=",
+  ],
+)
+def test_wrong_numbers_are_explained(wrong, capsys):
+  with pytest.raises(SystemExit) as left:
+    prepare.main(["folder", "--source=a", wrong])
+  assert left.value.code == 2
+  said = capsys.readouterr().err
+  assert " is no number" in said
+  assert wrong.split("=")[0] in said
