@@ -14,6 +14,7 @@ from ssl_music.data import plans, ready, records, workers
 from ssl_music.data.records import CHUNK
 
 ABSENT = "no such file"
+DONE = ".done"  # a file for each part that grows by a byte with each track
 # Of one file a part: all of them are open while a data set is read, pooled with
 # others perhaps, and a process may open but 1,024 by default, or 256.
 _MOST_PARTS = 128
@@ -91,6 +92,7 @@ class Write:
       row = 0
       for place, track in enumerate(part["tracks"]):
         self._folder.stat()  # gone, when the run ended before its time
+        done.write(b".")
         result = next(results) if _is_present(track) else ABSENT
         if isinstance(result, str):
           skipped.append((place, result))
@@ -102,7 +104,10 @@ class Write:
           row += 1
           yield example
 
-    with path.with_suffix(".energy").open("wb") as energies:
+    with (
+      path.with_suffix(".energy").open("wb") as energies,
+      path.with_suffix(DONE).open("wb", buffering=0) as done,
+    ):
       shard = records.write_shard(path, self._tags, examples())
     about = {"shard": shard, "energy": energies.name}
     return about | {"rows": rows, "skipped": skipped}

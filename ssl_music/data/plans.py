@@ -25,6 +25,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ssl_music.errors import InputError
+
 SPLITS = ("train", "validation", "test", "unlabelled")
 SCORED = SPLITS[:3]
 MAX_SECONDS = 600.0  # of a track, as published
@@ -38,6 +40,9 @@ def make(name: str, tracks: list[dict], load, **fields) -> dict[str, Any]:
     tracks: of it.
     load: of one of them.
     **fields: any of a plan's others.
+
+  Raises:
+    InputError: a tag holds "|", which separates tags.
   """
   plan = {"name": name, "tracks": tracks, "load": load}
   plan |= {"tags": [], "description": "", "citation": "", "licence": ""}
@@ -46,6 +51,11 @@ def make(name: str, tracks: list[dict], load, **fields) -> dict[str, Any]:
   unknown = fields.keys() - plan.keys()
   if unknown:
     raise ValueError(f"a plan has no {', '.join(sorted(unknown))}")
+  bad = [tag for tag in fields.get("tags", ()) if "|" in tag]
+  if bad:
+    raise InputError(
+      f"tag {bad[0]!r} of {name} holds |, which separates tags: rename it"
+    )
   return plan | fields
 
 

@@ -15,11 +15,13 @@ Worker processes write it in parts (`parts`), and memory grows neither with a
 track's length nor, but for the table, with their number.
 """
 
+import contextlib
 import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def _write_into(
     (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
     (folder / "energy.f32").open("wb") as energies,
     workers.pool(processes) as run,
-    progress.bar(total=len(plan["tracks"]), unit="track", desc=name) as bar,
+    _progress(len(plan["tracks"]), name, work),
   ):
     table = csv.DictWriter(file, COLUMNS)
     table.writeheader()
@@ -147,7 +149,6 @@ def _write_into(
       np.fromfile(done["energy"], "<f4").tofile(energies)
       shards[split].append(done["shard"])
       prepared[split] += len(done["rows"])
-      bar.update(len(tracks))
   if not plan["tracks"]:
     raise InputError(f"{name} has no tracks: give another source")
   if not samples:
@@ -169,6 +170,30 @@ def _write_into(
     "skipped": skipped,
     "seconds": samples / audio.SAMPLE_RATE,
   }
+
+
+@contextlib.contextmanager
+def _progress(total: int, name: str, work: Path) -> Iterator[None]:
+  """Shows how many tracks the workers are through with."""
+  ended = threading.Event()
+
+  def count() -> int:
+    return sum(file.stat().st_size for file in work.glob(f"*{parts.DONE}"))
+
+  with progress.bar(total=total, unit="track", desc=name) as bar:
+
+    def watch() -> None:
+      while not ended.wait(0.5):
+        bar.update(count() - bar.n)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+      yield
+    finally:
+      ended.set()
+      watcher.join()
+      bar.update(count() - bar.n)
 
 
 def _info(

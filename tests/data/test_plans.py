@@ -2,12 +2,15 @@ import pytest
 import tiny
 
 from ssl_music.data import plans
+from ssl_music.errors import InputError
 
 
 def test_a_plan_has_no_other_fields():
   assert plans.make("a", [], None, tags=["t"])["tags"] == ["t"]
   with pytest.raises(ValueError, match="no license"):
     plans.make("a", [], None, license="MIT")
+  with pytest.raises(InputError, match=r"tag 'x\|y' of a holds \|"):
+    plans.make("a", [], None, tags=["t", "x|y"])
 
 
 def test_fingerprint_tells_splits_and_tag_order():

@@ -1,5 +1,7 @@
 import csv
+import functools
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny
 
+from ssl_music import progress
 from ssl_music.data import audio, parts, records, segments
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
@@ -185,3 +188,20 @@ def test_a_replacement_that_was_killed_halfway_keeps_the_old(tmp_path):
     ".lock",
     folder.name,
   ]
+
+
+def _load_slowly(track):
+  time.sleep(0.1)
+  return tiny.load(track)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_progress_goes_by_tracks(tmp_path, capsys, monkeypatch, processes):
+  quick = functools.partial(progress.bar, mininterval=0)
+  monkeypatch.setattr(progress, "bar", quick)
+  rows = tiny.tracks()
+  rows[3]["file"] = None
+  tiny.write(tmp_path, rows=rows, load=_load_slowly, processes=processes)
+  shown = re.findall(r"(\d+)/40 ", capsys.readouterr().err)
+  assert shown[-1] == "40"
+  assert len(set(shown)) > 2
