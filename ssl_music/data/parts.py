@@ -4,6 +4,10 @@ So no audio passes from process to process, and all that the tracks cost is
 shared by the cores.
 """
 
+import contextlib
+import hashlib
+import importlib.util
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from ssl_music.data.records import CHUNK
 
 ABSENT = "no such file"
 DONE = ".done"  # a file for each part that grows by a byte with each track
+FINISHED = ".json"  # what `Write` returns of a part, once it is whole
 # Of one file a part: all of them are open while a data set is read, pooled with
 # others perhaps, and a process may open but 1,024 by default, or 256.
 _MOST_PARTS = 128
@@ -74,13 +79,25 @@ class Write:
     Raises:
       OSError: the folder cannot be written to.
     """
-    return self._write(part, map(self._make_ready, _present(part)))
+    before = self._finished(part)
+    return before or self._write(part, map(self._make_ready, _present(part)))
 
   def carefully(self, part: Mapping[str, Any]) -> dict[str, Any]:
     """Writes a part of which a track crashes the process that decodes it."""
     with workers.pool(1) as run:
       results = run(self._make_ready, _present(part))
       return self._write(part, (result for _, result in results))
+
+  def _finished(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what a run that was killed has written of a part, if all."""
+    path = self._folder / f"{part['number']:05}"
+    try:
+      done = json.loads(path.with_suffix(FINISHED).read_text())
+      done["shard"] = records.Shard(*done["shard"])
+      sizes = [Path(done[f]).stat().st_size for f in ("file", "energy")]
+      return done if sizes == done["sizes"] else None
+    except (OSError, ValueError):
+      return None
 
   def _write(
     self, part: Mapping[str, Any], results: Iterator[dict | str]
@@ -92,7 +109,7 @@ class Write:
       row = 0
       for place, track in enumerate(part["tracks"]):
         self._folder.stat()  # gone, when the run ended before its time
-        done.write(b".")
+        count.write(b".")
         result = next(results) if _is_present(track) else ABSENT
         if isinstance(result, str):
           skipped.append((place, result))
@@ -106,11 +123,38 @@ class Write:
 
     with (
       path.with_suffix(".energy").open("wb") as energies,
-      path.with_suffix(DONE).open("wb", buffering=0) as done,
+      path.with_suffix(DONE).open("wb", buffering=0) as count,
     ):
       shard = records.write_shard(path, self._tags, examples())
-    about = {"shard": shard, "energy": energies.name}
-    return about | {"rows": rows, "skipped": skipped}
+    done = {"shard": shard, "file": shard.path, "energy": energies.name}
+    done["sizes"] = [Path(done[f]).stat().st_size for f in ("file", "energy")]
+    done |= {"rows": rows, "skipped": skipped}
+    path.with_suffix(".partial").write_text(json.dumps(done))
+    path.with_suffix(".partial").rename(path.with_suffix(FINISHED))
+    return done
+
+
+def signature(plan: Mapping[str, Any], *settings: Any) -> str:
+  """Returns a hash of all that decides on what is written.
+
+  Args:
+    plan: whose files' sizes and times of change are part of it.
+    settings: what else decides.
+  """
+  digest = hashlib.sha256(repr(settings).encode())
+  # Whether it is installed decides on which files are skipped.
+  digest.update(repr(importlib.util.find_spec("av") is None).encode())
+  for track in plan["tracks"]:
+    about = track | {"changed": _changed(track.get("file"))}
+    digest.update(repr(sorted(about.items())).encode())
+  return digest.hexdigest()
+
+
+def _changed(file: str | None) -> tuple[int, int] | None:
+  with contextlib.suppress(OSError, TypeError):
+    about = Path(file).stat()
+    return about.st_size, about.st_mtime_ns
+  return None
 
 
 def _is_present(track: Mapping) -> bool:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any
 
 # Results wait in memory until their turn: a few for each process keep all busy.
@@ -21,7 +22,8 @@ Run = Callable[[Callable, Iterable], Iterator[tuple[Any, Any]]]
 def pool(processes: int) -> Iterator[Run]:
   """Yields `run(function, items)`, which yields (item, result) in order.
 
-  The function goes to the processes by pickling. An item whose process dies
+  The function goes to the processes by pickling; they end with the context,
+  whatever they are at. An item whose process dies
   is tried once more alone; if that process dies too, its result is a string
   that says so.
 
@@ -32,16 +34,18 @@ def pool(processes: int) -> Iterator[Run]:
     yield lambda function, items: ((item, function(item)) for item in items)
     return
   executors: list[ProcessPoolExecutor] = []
+  # Closing the one end tells who holds the other to leave.
+  leave, leaving = multiprocessing.get_context("spawn").Pipe(duplex=False)
 
   def run(function, items):
-    executor = _executor(processes, executors)
+    executor = _executor(processes, executors, leave)
 
     def submit(item):
       nonlocal executor
       try:
         return executor.submit(function, item)
       except BrokenProcessPool:  # it broke while nobody waited for it
-        executor = _executor(processes, executors)
+        executor = _executor(processes, executors, leave)
         return executor.submit(function, item)
 
     items = iter(items)
@@ -57,7 +61,7 @@ def pool(processes: int) -> Iterator[Run]:
       try:
         result = future.result()
       except BrokenProcessPool:
-        result = _alone(function, item)
+        result = _alone(function, item, leave)
         queue = collections.deque((item, submit(item)) for item, _ in queue)
       yield item, result
 
@@ -66,36 +70,39 @@ def pool(processes: int) -> Iterator[Run]:
   finally:
     for executor in executors:
       executor.shutdown(wait=False, cancel_futures=True)
+    leaving.close()
+    leave.close()
 
 
 def _executor(
-  processes: int, executors: list[ProcessPoolExecutor]
+  processes: int, executors: list[ProcessPoolExecutor], leave: Connection
 ) -> ProcessPoolExecutor:
   # Forking would copy this process's threads' locks.
   executor = ProcessPoolExecutor(
-    processes, multiprocessing.get_context("spawn"), _start
+    processes, multiprocessing.get_context("spawn"), _start, (leave,)
   )
   executors.append(executor)
   return executor
 
 
-def _alone(function: Callable, item: Any) -> Any:
+def _alone(function: Callable, item: Any, leave: Connection) -> Any:
   executors: list[ProcessPoolExecutor] = []
-  with _executor(1, executors) as executor:
+  with _executor(1, executors, leave) as executor:
     try:
       return executor.submit(function, item).result()
     except BrokenProcessPool:
       return "crashed the decoder"
 
 
-def _start() -> None:
+def _start(leave: Connection) -> None:
   """Prepares a worker process."""
   # Mp3 decoders print notes; the report names those files.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  threading.Thread(target=_end, args=(leave,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end(leave: Connection) -> None:
   """A killed parent cannot stop its workers: each watches it."""
-  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  parent = multiprocessing.parent_process()
+  multiprocessing.connection.wait([parent.sentinel, leave])
   os._exit(1)

@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -49,7 +50,9 @@ def write(
 ) -> dict[str, Any]:
   """Writes a data set; an interrupted one leaves nothing that looks finished.
 
-  It is written to a folder called `incomplete.…` and renamed when whole.
+  It is written to a folder called `incomplete.…` and renamed when whole. A run
+  that was killed or interrupted leaves that folder, and the same again goes on
+  after the parts that were finished.
 
   Args:
     name: of the data set, its folder under `data_dir`.
@@ -85,9 +88,9 @@ def write(
     try:
       if replaced.exists() and not folder.exists():
         replaced.rename(folder)  # killed between the two renamings below
-      for leftover in folder.parent.glob("incomplete.*"):
-        shutil.rmtree(leftover)  # of a run that was killed
-      unfinished.mkdir()
+      _begin(
+        unfinished, parts.signature(plan, min_seconds, VERSION, plan["tags"])
+      )
       summary = _write_into(
         unfinished, name, plan, min_seconds=min_seconds, processes=processes
       )
@@ -102,10 +105,27 @@ def write(
         " space there, make it writable, or give another --data_dir"
       ) from error
     finally:
-      if unfinished.exists():  # renamed, so that no worker finds its way there
+      ended = isinstance(sys.exception(), (KeyboardInterrupt, SystemExit))
+      if unfinished.exists() and not ended:
+        # Renamed first, so that no worker finds its way there.
         unfinished = unfinished.rename(folder.with_name("incomplete.given_up"))
         shutil.rmtree(unfinished, ignore_errors=True)
   return {"name": name, "folder": folder} | summary
+
+
+def _begin(folder: Path, signature: str) -> None:
+  """Makes the folder of a new run, or keeps that of one which was killed."""
+  file = folder / "signature"
+  resumed = file.exists() and file.read_text() == signature
+  for leftover in folder.parent.glob("incomplete.*"):
+    if leftover != folder or not resumed:
+      shutil.rmtree(leftover)
+  if resumed:
+    finished = len([*(folder / "parts").glob(f"*{parts.FINISHED}")])
+    print(f"going on after {finished} finished parts", file=sys.stderr)
+  else:
+    (folder / "parts").mkdir(parents=True)
+    file.write_text(signature)
 
 
 def _write_into(
@@ -117,7 +137,6 @@ def _write_into(
   processes: int,
 ) -> dict[str, Any]:
   work = folder / "parts"
-  work.mkdir()
   write_part = parts.Write(plan["load"], plan["tags"], min_seconds, work)
   shards = {split: [] for split in plans.SPLITS}
   prepared = dict.fromkeys(plans.SPLITS, 0)
@@ -159,6 +178,7 @@ def _write_into(
     )
   records.complete(folder, _info(name, folder, plan), shards)
   shutil.rmtree(work)
+  (folder / "signature").unlink()
   with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, SKIPPED)
     table.writeheader()

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -79,3 +80,32 @@ def test_a_crash_costs_one_item():
     found = dict(run(work, items))
   assert found.pop("crash") == "crashed the decoder"
   assert found == {item: f"done {item}" for item in range(12)}
+
+
+def sleep_and_tell(folder):
+  (folder / str(os.getpid())).touch()
+  time.sleep(60)
+
+
+def test_workers_end_with_the_context_whatever_they_are_at(tmp_path):
+  def items():
+    yield tmp_path
+    yield tmp_path
+    while len(list(tmp_path.iterdir())) < 2:
+      time.sleep(0.02)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt), workers.pool(2) as run:
+    list(run(sleep_and_tell, items()))
+  began = time.monotonic()
+  while any(alive(path.name) for path in tmp_path.iterdir()):
+    assert time.monotonic() - began < 30
+    time.sleep(0.02)
+
+
+def alive(pid):
+  """Whether a process is neither gone nor a zombie."""
+  with contextlib.suppress(OSError):
+    state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return state != "Z"
+  return False

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 import tiny
 
 from ssl_music import progress
-from ssl_music.data import audio, parts, records, segments
+from ssl_music.data import audio, parts, records, segments, writer
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
 
@@ -139,6 +139,60 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
   tiny.write(tmp_path)
   assert time.time() - began < 60
   assert not list((tmp_path / "tiny").glob("incomplete.*"))
+
+
+class _Interrupted:
+  """Loads tracks until one at which it ends the run; counts them."""
+
+  def __init__(self, last):
+    self.last, self.loaded = last, []
+
+  def __call__(self, track):
+    self.loaded.append(track["id"])
+    if track["index"] == self.last:
+      raise KeyboardInterrupt
+    return tiny.load(track)
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_an_unbroken_one(
+  tmp_path, data_dir
+):
+  broken = _Interrupted(9)
+  with pytest.raises(KeyboardInterrupt):
+    tiny.write(tmp_path, load=broken)
+  # The last of the finished parts loses its end, as in a power failure.
+  work = tmp_path / "tiny" / f"incomplete.{writer.VERSION}" / "parts"
+  finished = sorted(work.glob(f"*{parts.FINISHED}"))
+  assert len(finished) == 4
+  cut = finished[-1].with_suffix("")
+  cut.write_bytes(cut.read_bytes()[:-1000])
+  rest = _Interrupted(None)
+  tiny.write(tmp_path, load=rest)
+  assert rest.loaded == [f"t{index:02}" for index in range(6, 40)]
+  same = find("tiny", data_dir)
+  found = find("tiny", tmp_path)
+  names = sorted(file.name for file in same.iterdir())
+  assert sorted(file.name for file in found.iterdir()) == names
+  for name in names:
+    if name != "dataset_info.json":  # which holds the folder
+      assert (found / name).read_bytes() == (same / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("change", ["tags", "file", "min_seconds"])
+def test_a_changed_plan_starts_anew(tmp_path, change):
+  file = tmp_path / "audio"
+  file.write_bytes(b"x")
+  rows = [track | {"file": str(file)} for track in tiny.tracks()]
+  with pytest.raises(KeyboardInterrupt):
+    tiny.write(tmp_path, rows=rows, load=_Interrupted(9))
+  if change == "tags":
+    rows[0]["tags"] = []
+  if change == "file":
+    file.write_bytes(b"xy")
+  rest = _Interrupted(None)
+  seconds = 4.5 if change == "min_seconds" else 4.0
+  tiny.write(tmp_path, rows=rows, load=rest, min_seconds=seconds)
+  assert len(rest.loaded) == 40
 
 
 def test_several_data_sets_are_pooled(tmp_path, data_dir):
