@@ -47,6 +47,7 @@ KNOWN_BAD = {"jazz.00054": "cannot be decoded in copies that circulate"}
 PUBLISHED = {
   "tracks": {"train": 443, "validation": 197, "test": 290},
   "fingerprint": "ada110a1cba7",
+  "labels": "16fecc534c7e",
 }
 _FOLDERS = ("", "genres", "genres_original", "Data/genres_original")
 _CITATION = """@article{tzanetakis2002musical,
