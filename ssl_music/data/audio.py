@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,32 +131,27 @@ def to_pcm(waveform: np.ndarray) -> np.ndarray:
   Raises:
     AudioError: there is no sample, or the peak is under -80 dB of full scale.
   """
-  if not len(waveform):
-    raise AudioError("holds no samples")
-  peak = _peak(waveform)
-  _check_peak(peak)
-  return _scale(waveform, peak)
+  return _to_pcm([waveform])
 
 
 def normalise(
-  blocks: Iterable[np.ndarray], file: str | os.PathLike
+  blocks: Iterable[np.ndarray], folder: str | os.PathLike
 ) -> np.ndarray:
   """Returns `to_pcm` of a track in blocks, in bounded memory.
 
   The peak is known at the end only. The blocks of a track of `HELD` samples at
-  most wait in memory; those of a longer one in a nameless file beside `file`,
-  where the result comes to lie.
+  most wait in memory; those of a longer one in a file, and so does its result.
 
   Args:
     blocks: float32 [samples] each, such as `stream`'s.
-    file: made, or replaced, for a long track alone.
+    folder: for files without a name, which go when nothing uses them any more.
 
   Returns:
-    int16 [samples]; of a long track, a memory map of `file`.
+    int16 [samples]; of a long track, a memory map.
 
   Raises:
-    AudioError: as `to_pcm`, or the blocks raise it; there is no file.
-    OSError: writing failed, as on a full disk; there is no file.
+    AudioError: as `to_pcm`, or the blocks raise it.
+    OSError: writing failed, as on a full disk.
   """
   held, samples = [], 0
   blocks = iter(blocks)
@@ -164,27 +159,40 @@ def normalise(
     held.append(block)
     samples += len(block)
     if samples > HELD:
-      _write_pcm(itertools.chain(held, blocks), Path(file))
-      return np.memmap(file, "<i2", "r")
-  return to_pcm(np.concatenate(held) if held else np.zeros(0, np.float32))
+      return _mapped_pcm(itertools.chain(held, blocks), folder)
+  return _to_pcm(held)
 
 
-def _write_pcm(blocks: Iterable[np.ndarray], file: Path) -> None:
-  with tempfile.TemporaryFile(dir=file.parent) as waiting:
+def _to_pcm(blocks: Sequence[np.ndarray]) -> np.ndarray:
+  pcm = np.empty(sum(map(len, blocks)), np.int16)
+  if not len(pcm):
+    raise AudioError("holds no samples")
+  peak = _check_peak(max(map(_peak, blocks)))
+  start = 0
+  for block in blocks:
+    _scale(block, peak, pcm[start : start + len(block)])
+    start += len(block)
+  return pcm
+
+
+def _mapped_pcm(
+  blocks: Iterable[np.ndarray], folder: str | os.PathLike
+) -> np.ndarray:
+  with (
+    tempfile.TemporaryFile(dir=folder) as waiting,
+    tempfile.TemporaryFile(dir=folder) as out,
+  ):
     peak = 0.0
     for block in blocks:
       peak = max(peak, _peak(block))
       waiting.write(np.ascontiguousarray(block, np.float32).data)
     _check_peak(peak)
     waiting.seek(0)
-    try:
-      with file.open("wb") as out:
-        while part := waiting.read(4 * _SCALED):
-          pcm = _scale(np.frombuffer(part, np.float32), peak)
-          out.write(pcm.astype("<i2", copy=False).data)
-    except BaseException:
-      file.unlink(missing_ok=True)
-      raise
+    while part := waiting.read(4 * _SCALED):
+      wave = np.frombuffer(part, np.float32)
+      out.write(_scale(wave, peak, np.empty(len(wave), "<i2")).data)
+    out.flush()
+    return np.memmap(out, "<i2", "r")
 
 
 def average(samples: np.ndarray) -> np.ndarray:
@@ -214,13 +222,13 @@ def _peak(waveform: np.ndarray) -> float:
   return float(max(waveform.max(), -waveform.min()))
 
 
-def _check_peak(peak: float) -> None:
+def _check_peak(peak: float) -> float:
   if peak < SILENCE:
     raise AudioError("silent")
+  return peak
 
 
-def _scale(waveform: np.ndarray, peak: float) -> np.ndarray:
-  pcm = np.empty(len(waveform), np.int16)
+def _scale(waveform: np.ndarray, peak: float, pcm: np.ndarray) -> np.ndarray:
   for start in range(0, len(waveform), _SCALED):
     part = slice(start, start + _SCALED)
     scaled = waveform[part] * (32_767 / peak)

@@ -1,9 +1,7 @@
 """Makes a track ready to be written."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,12 +43,10 @@ class Ready:
     Raises:
       OSError: the folder cannot be written to.
     """
-    # What is mapped from a file lives on without its name.
-    with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-      try:
-        pcm = audio.normalise(self._load(track), Path(folder) / "pcm")
-      except audio.AudioError as error:
-        return str(error)
+    try:
+      pcm = audio.normalise(self._load(track), self._folder)
+    except audio.AudioError as error:
+      return str(error)
     seconds = len(pcm) / audio.SAMPLE_RATE
     if seconds < max(self._min_seconds, BLOCK / audio.SAMPLE_RATE):
       return f"too short ({seconds:.1f} s, under {self._min_seconds:g} s)"

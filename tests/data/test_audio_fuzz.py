@@ -133,18 +133,16 @@ def mutate(random, data):
   return bytes(data)
 
 
-def outcome(path, out):
+def outcome(path):
   """Prepares a file and checks what came out; returns it in a few words."""
   start = time.monotonic()
   try:
-    pcm = audio.normalise(audio.stream(path), out)
+    pcm = audio.normalise(audio.stream(path), path.parent)
   except audio.AudioError as error:
     result = re.sub(r"[^a-z ].*", "", str(error)).strip() or str(error)
     assert str(error).isprintable(), str(error)
-    assert not out.exists()
   else:
     assert np.abs(pcm.astype(int)).max() == 32_767
-    out.unlink(missing_ok=True)
     result = "audio"
   assert time.monotonic() - start < LIMIT
   return result
@@ -159,7 +157,7 @@ def test_damaged_files_give_audio_or_a_reason(sources, tmp_path):
     path = tmp_path / name
     path.write_bytes(data)
     try:
-      counts[name][outcome(path, tmp_path / "out.pcm")] += 1
+      counts[name][outcome(path)] += 1
     except Exception as error:
       raise AssertionError(f"seed {seed}, {name}") from error
   for name, found in counts.items():
@@ -172,4 +170,4 @@ def test_damaged_files_give_audio_or_a_reason(sources, tmp_path):
 def test_whole_files_give_audio(sources, tmp_path):
   for name, data in sources.items():
     (tmp_path / name).write_bytes(data)
-    assert outcome(tmp_path / name, tmp_path / "out.pcm") == "audio", name
+    assert outcome(tmp_path / name) == "audio", name
