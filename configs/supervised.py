@@ -2,7 +2,8 @@
 
 What pre-training without labels is to be compared with: the same network, data,
 batch, steps and augmentation, but the loss is the binary cross entropy of the
-tags. Its backbone is then probed like any other.
+tags. Its backbone is then probed like any other. (`configs/finetune.py` with an
+untrained encoder scores the network's own head instead.)
 
   python -m ssl_music.main --config=configs/supervised.py --workdir=DIR \
     --config.data.name=NAME

@@ -1,8 +1,11 @@
 """The defaults that every config starts from, its presets, and durations."""
 
 import functools
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -110,18 +113,90 @@ def probing(preset: str = "laptop") -> ConfigDict:
   # Score a benchmark though test tracks are missing, and say how many.
   config.allow_missing = False
   config.embed_batch = 64  # segments
+  # Where embeddings are kept, so that no probe computes another's again.
+  config.cache_dir = config_dict.placeholder(str)  # None: in the workdir
   config.probe = ConfigDict(
     {
       "hidden": (),  # sizes of hidden layers; none: a linear probe
       "segments": 25,  # of a training track, at most
       "batch": 256,
-      "epochs": 100,
-      "learning_rate": 1e-3,
-      "weight_decay": 1e-2,
+      "steps": 400,
+      "evaluations": 20,  # on the validation tracks; the best is taken
+      "learning_rates": (1e-3, 3e-3, 1e-2),  # of all of these …
+      "weight_decays": (0.01, 1.0),  # … with all of these, the best
       "seeds": 3,
+      "shares": (1.0,),  # of the training tracks, for the study of few labels
+      "draws": 4,  # of every share under 1
+      "stratified": False,  # keep the tags' frequencies in the draws
+      "aggregation": "embeddings",  # or "logits" or "probabilities": averaged
       "resamples": 1000,  # of the test tracks, for the intervals
     }
   )
+  if preset == "paper":
+    config.probe.steps = 5000
+  return config
+
+
+def grid(fields: Mapping[str, Sequence[Any]]) -> ConfigDict:
+  """Returns what a config's "sweep" is: the values of some of its fields.
+
+  Args:
+    fields: {"seed": (0, 1), "optimizer.learning_rate": (1e-3, 2e-3)}, dotted
+      where nested.
+  """
+  return ConfigDict(
+    {field: tuple(values) for field, values in fields.items()},
+    sort_keys=False,
+    allow_dotted_keys=True,
+  )
+
+
+def read(file: str | Path, preset: str = "") -> ConfigDict:
+  """Returns the config of a file, as `--config=FILE:PRESET` does.
+
+  Args:
+    file: with a function `get_config`.
+    preset: what it is given; "" leaves it out.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  file = Path(file)
+  if not file.is_file():
+    raise InputError(
+      f"no config file {file}: give the name of one that is in {file.parent}"
+    )
+  spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*([preset] if preset else []))
+
+
+def benchmark(preset: str = "laptop") -> ConfigDict:
+  """Returns the defaults of the paper's study, without its pre-trainings.
+
+  Args:
+    preset: as of `pretraining`.
+
+  Returns:
+    a config to which `configs/benchmark.py` adds "pretrain", the config of each
+    pretext task by its name.
+
+  Raises:
+    InputError: no such preset.
+  """
+  config = ConfigDict()
+  config.job = "benchmark"
+  config.datasets = "demo"  # prepared data sets to probe on, "a,b"
+  config.pool = ""  # "a+b": data sets to pre-train on; "": those of `datasets`
+  config.encoders = "contrastive,byol,clustering,barlow_twins,vicreg,random,mel"
+  config.seeds = 1  # pre-trainings of each task, and random networks
+  config.total_steps = 0  # of each pre-training; 0: as its own config says
+  config.data_dir = config_dict.placeholder(str)  # None: TFDS's default
+  config.probe = probing(preset)
+  # The paper's limited-data study.
+  config.probe.probe.shares = (0.01, 0.05, 0.1, 0.2, 1.0)
+  config.probe.probe.draws = 4
   return config
 
 

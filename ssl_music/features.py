@@ -1,5 +1,7 @@
 """Embeddings of a data set's segments by a frozen encoder."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +21,29 @@ from ssl_music.errors import InputError, explained
 # statistics: with the initial ones, its activations explode with depth.
 _CALIBRATION_BATCHES = 32
 
+# What an embedding is computed by: with other code, an encoder is another one.
+_CODE = [
+  Path(__file__),
+  Path(encoder.__file__),
+  *sorted((Path(encoder.__file__).parent / "models").glob("*.py")),
+]
+
 
 class Encoder(NamedTuple):
-  """A frozen encoder: `embed(waveform [N, samples]) -> [N, D]`."""
+  """A frozen encoder.
+
+  Attributes:
+    embed: maps waveforms, int16 [N, samples], to float32 [N, D].
+    seconds: length of the segments that it is for.
+    described: what a score says of it, for JSON.
+    identity: see `identify`; of two encoders with the same one, both embed a
+      segment alike.
+  """
 
   embed: Callable[[jax.Array], jax.Array]
   seconds: float
   described: dict[str, Any]
+  identity: str
 
 
 def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
@@ -47,7 +65,7 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
     with explained():
       samples = round(seconds * audio.SAMPLE_RATE)
       jax.eval_shape(embed, jax.ShapeDtypeStruct((1, samples), jnp.int16))
-    return Encoder(embed, seconds, {"encoder": "mel"})
+    return Encoder(embed, seconds, {"encoder": "mel"}, identify(settings))
   if config.encoder == "random":
     with explained():
       variables = _random_variables(settings, calibration)
@@ -62,7 +80,36 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
     described["network"] = config.network
     described["pretext"] = settings["pretext"]["name"]
   embed = lambda waveform: encoder.embed(settings, variables, waveform)
-  return Encoder(embed, seconds, described)
+  return Encoder(embed, seconds, described, identify(settings, variables))
+
+
+def identify(
+  config: Mapping, variables: Mapping[str, Any] | None = None
+) -> str:
+  """Returns a hash of all that an encoder's embeddings follow from.
+
+  Args:
+    config: with "frontend" and, of a network, "model"; nothing else of it
+      counts.
+    variables: of the network, leaves of any kind of array; None where there is
+      none, as for mel statistics.
+
+  Returns:
+    a SHA-256 in hexadecimal, of these and of the code that computes.
+  """
+  digest = hashlib.sha256()
+  for file in _CODE:
+    digest.update(file.read_bytes())
+  parts = ("frontend",) if variables is None else ("frontend", "model")
+  settings = {part: dict(config[part]) for part in parts}
+  digest.update(json.dumps(settings, sort_keys=True).encode())
+  leaves = jax.tree_util.tree_leaves_with_path(variables)
+  for path, leaf in leaves:
+    values = np.ascontiguousarray(leaf)
+    about = (jax.tree_util.keystr(path), str(values.dtype), values.shape)
+    digest.update(json.dumps(about).encode())
+    digest.update(values.tobytes())
+  return digest.hexdigest()
 
 
 def mel_statistics(config: Mapping, waveform: jax.Array) -> jax.Array:
@@ -89,17 +136,51 @@ def embed_segments(
   Yields:
     float32 [segments, D] for each of `parts`.
   """
-  divided = PartitionSpec(parallel.AXIS)
-  embed = parallel.map_step(frozen.embed, mesh, (divided,), divided)
+  embed = mapped(frozen, mesh)
   for tracks, where in parts:
-    yield _embed(embed, frozen.seconds, tracks, where, batch, mesh)
+    yield np.concatenate(
+      list(
+        embed_batches(
+          embed, tracks, where, seconds=frozen.seconds, batch=batch, mesh=mesh
+        )
+      )
+    )
 
 
-def _embed(embed, seconds, tracks, where, batch, mesh) -> np.ndarray:
+def mapped(frozen: Encoder, mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Returns an encoder's `embed`, divided over the devices and compiled."""
+  divided = PartitionSpec(parallel.AXIS)
+  return parallel.map_step(frozen.embed, mesh, (divided,), divided)
+
+
+def embed_batches(
+  embed: Callable[[jax.Array], jax.Array],
+  tracks: Tracks,
+  where: np.ndarray,
+  *,
+  seconds: float,
+  batch: int,
+  mesh: Mesh,
+) -> Iterator[np.ndarray]:
+  """Embeds segments of tracks, batch by batch.
+
+  While a batch is handed out, the devices have the next one already.
+
+  Args:
+    embed: of `mapped`.
+    tracks: to read from.
+    where: int64 [segments, 2], of `choose_segments`.
+    seconds: length of a segment.
+    batch: segments a batch, a multiple of the devices.
+    mesh: of devices.
+
+  Yields:
+    float32 [batch, D] in the order of `where`; the last may be smaller.
+  """
   batches = pipeline.segment_batches(
     tracks, where, seconds=seconds, batch=batch
   )
-  parts = []
+  pending = None
   for part in progress.bar(
     pipeline.iterate(batches, workers=0),
     total=len(batches),
@@ -108,8 +189,12 @@ def _embed(embed, seconds, tracks, where, batch, mesh) -> np.ndarray:
   ):
     full = np.zeros((batch, part.shape[1]), part.dtype)
     full[: len(part)] = part
-    parts.append(np.asarray(embed(parallel.shard(full, mesh, 0)))[: len(part)])
-  return np.concatenate(parts)
+    started = embed(parallel.shard(full, mesh, 0)), len(part)
+    if pending is not None:
+      yield np.asarray(pending[0])[: pending[1]]
+    pending = started
+  if pending is not None:
+    yield np.asarray(pending[0])[: pending[1]]
 
 
 def choose_tags(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ssl_music import probe, train, workdir
+from ssl_music import benchmark, sweep, workdir
 from ssl_music.errors import InputError, report
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -20,11 +20,9 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run keeps its config, metrics and results."
 )
 
-JOBS = {"pretrain": train.train, "probe": probe.probe}
-
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the job that the config names; returns the exit code."""
+  """Runs the job or jobs of the config; returns the exit code."""
   if len(argv) > 1:
     raise InputError(f"unexpected argument {argv[1]!r}: flags begin with --")
   if _CONFIG.value is None or not _WORKDIR.value:
@@ -33,13 +31,19 @@ def main(argv: Sequence[str]) -> int:
       " --config=configs/contrastive.py --workdir=runs/contrastive"
     )
   logging.set_verbosity(logging.WARNING)
-  if _CONFIG.value.job not in JOBS:
+  config, folder = _CONFIG.value, _WORKDIR.value
+  if config.job == "benchmark":
+    return benchmark.run(config, folder)
+  if config.job not in sweep.JOBS:
     raise InputError(
-      f"no job {_CONFIG.value.job!r}: set --config.job to one of"
-      f" {', '.join(JOBS)}"
+      f"no job {config.job!r}: set --config.job to one of"
+      f" {', '.join((*sweep.JOBS, 'benchmark'))}"
     )
+  if "sweep" in config:
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return sweep.run(sweep.expand(config, folder, file), folder)
   try:
-    JOBS[_CONFIG.value.job](_CONFIG.value, _WORKDIR.value)
+    sweep.JOBS[config.job](config, folder)
   except workdir.Stopped as stopped:
     print(stopped, file=sys.stderr)
     return stopped.code

@@ -1,19 +1,22 @@
 """The probe: what a frozen encoder's embeddings tell about tags."""
 
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from ssl_music import features, metrics, parallel, results, workdir
+from ssl_music import (
+  embeddings,
+  features,
+  parallel,
+  results,
+  scoring,
+  study,
+  subsets,
+  workdir,
+)
 from ssl_music.config import check_numbers
 from ssl_music.data import demo
 from ssl_music.data.plans import MAX_SECONDS, fingerprint
@@ -23,30 +26,14 @@ from ssl_music.errors import InputError
 SPLITS = ("train", "validation", "test")
 
 
-class Probe(nn.Module):
-  """Linear layers with ReLU between them.
-
-  Attributes:
-    sizes: outputs of each layer; one entry is a linear probe.
-  """
-
-  sizes: tuple[int, ...]
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [N, D] to logits [N, sizes[-1]]."""
-    for index, size in enumerate(self.sizes):
-      x = nn.Dense(size)(x)
-      x = nn.relu(x) if index + 1 < len(self.sizes) else x
-    return x
-
-
 def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   """Probes the encoder that a config names, on its data set.
 
   Args:
     config: of `config.probing`.
-    folder: the workdir, which gets the config and `scores.json`.
+    folder: the workdir, which gets the config, the embeddings (unless the
+      config has a folder for them), `subsets.npz` and what `scoring.save`
+      leaves.
 
   Returns:
     what `scores.json` holds.
@@ -56,19 +43,13 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   """
   folder = Path(folder)
   mesh = parallel.make_mesh()
-  sizes = ("segments", "batch", "epochs", "seeds", "resamples")
-  positive = [f"probe.{name}" for name in sizes]
-  check_numbers(config, ["embed_batch", "frontend.hop", *positive])
-  parallel.check_divides(config.embed_batch, mesh.size)
+  _check(config, mesh.size)
   demo.ensure(config.data.name, config.data.data_dir)
   parts = {
     split: Tracks(config.data.name, (split,), config.data.data_dir)
     for split in SPLITS
   }
   frozen = features.load_encoder(config, parts["train"])
-  features.choose_tags(
-    config.data.name, parts["train"].tags, config.data.tags, option="data.tags"
-  )
   where = {
     split: features.choose_segments(
       part, frozen.seconds, config.probe.segments if split == "train" else None
@@ -77,147 +58,118 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   }
   # A track shorter than a segment has none, and is not scored.
   used = {split: np.unique(chosen[:, 0]) for split, chosen in where.items()}
-  missing = {
-    split: sorted(set(part.ids) - {part.ids[t] for t in used[split]})
-    + part.missing[split]
-    for split, part in parts.items()
-  }
-  _check_complete(config, parts["test"], missing["test"])
+  missing = missing_tracks(parts, used)
+  check_complete(config, parts["test"], missing["test"])
   labels = {split: part.labels[used[split]] for split, part in parts.items()}
-  columns = _choose_tags(config, parts["train"].tags, labels)
+  columns = choose_tags(config, parts["train"].tags, labels)
+  labels = {split: found[:, columns] for split, found in labels.items()}
   tags = [parts["train"].tags[column] for column in columns]
+  chosen = subsets.draw(
+    labels["train"],
+    config.probe.shares,
+    config.probe.draws,
+    seed=config.seed,
+    stratified=config.probe.stratified,
+  )
   # From here on something is written.
   with workdir.claim(folder, config.to_dict()):
-    vectors = features.embed_segments(
+    vectors = embeddings.cached(
       frozen,
-      [(parts[split], where[split]) for split in SPLITS],
+      {split: (parts[split], where[split]) for split in SPLITS},
+      folder=Path(config.cache_dir or folder / "embeddings"),
       batch=config.embed_batch,
       mesh=mesh,
     )
-    data = {}
-    for split, x in zip(SPLITS, vectors, strict=True):
-      owners = where[split][:, 0]
-      if split == "train":
-        data[split] = x, parts[split].labels[owners][:, columns]
-      else:
-        means = _means(x, owners, len(parts[split]))[used[split]]
-        data[split] = means, labels[split][:, columns]
-    logits, epochs = fit(config.probe.to_dict(), data, seed=config.seed)
+    data = {
+      split: {
+        "x": vectors[split],
+        "owners": np.searchsorted(used[split], where[split][:, 0]),
+        "labels": labels[split],
+      }
+      for split in SPLITS
+    }
+    masks = [one["mask"] for one in chosen]
+    found = study.run(
+      config.probe.to_dict(), data, masks, seed=config.seed, mesh=mesh
+    )
+    whole = found["logits"][-1]  # shares rise to 1
     scores = frozen.described | {
+      "name": frozen.described.get("pretext", config.encoder),
       "data": config.data.name,
-      "benchmark": _benchmark(parts["test"], tags),
+      "benchmark": benchmark_name(parts["test"], tags),
       "as_published": parts["test"].card["as_published"],
-      "fingerprint": fingerprint(
-        # of what the tables say, whether it is there or not
-        [
-          (s, id_) for s in SPLITS for id_ in parts[s].ids + parts[s].missing[s]
-        ],
-        tags,
-      ),
+      "fingerprint": tag_fingerprint(parts, tags),
       "tracks": {split: len(tracks) for split, tracks in used.items()},
       "missing": {split: len(ids) for split, ids in missing.items()},
-      "segments": {"train": len(data["train"][0])},
+      "segments": {"train": len(where["train"])},
       "seeds": config.probe.seeds,
-      "epochs": epochs,
+      "aggregation": config.probe.aggregation,
+      "hidden": list(config.probe.hidden),
     }
-    scores |= summarise(
-      data["test"][1], logits, tags, resamples=config.probe.resamples
+    resamples = config.probe.resamples
+    summary, samples = scoring.summarise(
+      labels["test"], whole, tags, resamples=resamples
     )
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    scores |= summary
+    scores["shares"] = [
+      {"share": share, "tracks": int(masks[places[0]].sum())}
+      | scoring.summarise_draws(
+        labels["test"], found["logits"][places], tags, resamples=resamples
+      )
+      for share, places in _by_share(chosen).items()
+    ]
+    scores["chosen"] = [
+      {"share": one["share"], "draw": one["draw"]} | picked
+      for one, every in zip(chosen, found["chosen"], strict=True)
+      for picked in every
+    ]
+    ids = {
+      split: [parts[split].ids[t] for t in used[split]] for split in SPLITS
+    }
+    np.savez(
+      folder / "subsets.npz",
+      masks=masks,
+      shares=[one["share"] for one in chosen],
+      draws=[one["draw"] for one in chosen],
+      ids=ids["train"],
+    )
+    predictions = {"logits": whole, "labels": labels["test"]}
+    predictions |= {"ids": ids["test"], "tags": tags}
+    scoring.save(folder, scores, samples, predictions)
   print(results.by_tag(scores))
   return scores
 
 
-def fit(
-  config: Mapping, data: Mapping[str, tuple], *, seed: int
-) -> tuple[np.ndarray, list[int]]:
-  """Trains probes and applies each at its best epoch to the test tracks.
-
-  Minimises binary cross entropy on standardised embeddings with AdamW, once
-  for each of `config["seeds"]` seeds side by side. The epoch is that of the
-  highest macro mAP on the validation tracks.
+def missing_tracks(
+  parts: Mapping[str, Tracks], used: Mapping[str, np.ndarray]
+) -> dict[str, list[str]]:
+  """Returns the ids of each split's tracks that are absent or too short.
 
   Args:
-    config: the config's "probe".
-    data: {"train": (segments [N, D], labels [N, T]), "validation" and "test":
-      (track means [M, D], labels [M, T])}.
-    seed: the first of the seeds.
-
-  Returns:
-    test logits, [seeds, M, T], and the epoch chosen for each seed, from 1.
+    parts: the tracks of each split.
+    used: which of them are long enough.
   """
-  x, y = data["train"]
-  mean, deviation = x.mean(axis=0), x.std(axis=0)
-  # A dead feature is 0 everywhere, and stays so.
-  scale = lambda v: (v - mean) / np.where(deviation > 1e-6, deviation, 1.0)
-  model = Probe((*config["hidden"], y.shape[1]))
-  keys = jax.vmap(jax.random.key)(seed + jnp.arange(config["seeds"]))
-  # The data are arguments: as constants they would be part of the program.
-  train = jax.vmap(functools.partial(_train, model, config), (None, None, 0))
-  params = jax.jit(train)(scale(x), y, keys)  # leaves [seeds, epochs, …]
-  apply = jax.jit(jax.vmap(model.apply, (0, None)))
-  epochs, logits = [], []
-  validation, labels = data["validation"]
-  for index in range(config["seeds"]):
-    history = jax.tree.map(lambda leaf, i=index: leaf[i], params)
-    quality = [
-      _macro_map(labels, scores)
-      for scores in np.asarray(apply({"params": history}, scale(validation)))
-    ]
-    best = int(np.argmax(quality))
-    epochs.append(best + 1)
-    chosen = jax.tree.map(lambda leaf, e=best: leaf[e], history)
-    test = scale(data["test"][0])
-    logits.append(np.asarray(model.apply({"params": chosen}, test)))
-  return np.stack(logits), epochs
-
-
-def summarise(
-  labels: np.ndarray, logits: np.ndarray, tags: list[str], *, resamples: int
-) -> dict[str, Any]:
-  """Scores test logits: means over seeds, intervals over resampled tracks.
-
-  Args:
-    labels: [M, T].
-    logits: [seeds, M, T].
-    tags: T names.
-    resamples: bootstrap resamples of the test tracks.
-
-  Returns:
-    {"test": {"map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro"},
-    "interval": {each: [low, high] at 95 %}, "by_seed": {each: [seeds]},
-    "per_tag": {tag: {"ap", "roc_auc", "positives"}}, "left_out": [tags]}.
-
-  Raises:
-    ValueError: no tag has positives and negatives among the test tracks.
-  """
-  scored = [metrics.scores(labels, one, tags) for one in logits]
-  names = ("map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro")
-  # Every seed with the same resamples, whose scores are then averaged.
-  drawn = [
-    metrics.bootstrap(labels, one, resamples=resamples) for one in logits
-  ]
-  per_tag = {
-    tag: {
-      key: float(np.mean([one["per_tag"][tag][key] for one in scored]))
-      for key in ("ap", "roc_auc")
-    }
-    | {"positives": first["positives"]}
-    for tag, first in scored[0]["per_tag"].items()
-  }
   return {
-    "test": {n: float(np.mean([one[n] for one in scored])) for n in names},
-    "interval": {
-      n: list(metrics.interval(np.mean([one[n] for one in drawn], axis=0)))
-      for n in names
-    },
-    "by_seed": {n: [one[n] for one in scored] for n in names},
-    "per_tag": per_tag,
-    "left_out": scored[0]["left_out"],
+    split: sorted(set(part.ids) - {part.ids[t] for t in used[split]})
+    + part.missing[split]
+    for split, part in parts.items()
   }
 
 
-def _benchmark(test: Tracks, tags: Sequence[str]) -> str:
+def tag_fingerprint(parts: Mapping[str, Tracks], tags: Sequence[str]) -> str:
+  """Returns the hash of splits and tag order, whether tracks are there or not.
+
+  Args:
+    parts: the tracks of each split.
+    tags: that are scored.
+  """
+  return fingerprint(
+    [(s, id_) for s in SPLITS for id_ in parts[s].ids + parts[s].missing[s]],
+    tags,
+  )
+
+
+def benchmark_name(test: Tracks, tags: Sequence[str]) -> str:
   """Returns the benchmark's name, with what makes it another's."""
   name = test.card["benchmark"]
   if name and len(tags) < len(test.tags):
@@ -228,7 +180,7 @@ def _benchmark(test: Tracks, tags: Sequence[str]) -> str:
   return name
 
 
-def _check_complete(
+def check_complete(
   config: ConfigDict, test: Tracks, missing: Sequence[str]
 ) -> None:
   """Refuses a benchmark's score where test tracks of it are missing."""
@@ -245,7 +197,7 @@ def _check_complete(
   )
 
 
-def _choose_tags(
+def choose_tags(
   config: ConfigDict, tags: list[str], labels: Mapping[str, np.ndarray]
 ) -> list[int]:
   """Returns the columns to probe; finds what would leave nothing to score."""
@@ -262,55 +214,34 @@ def _choose_tags(
   return columns
 
 
-def _train(
-  model: Probe, config: Mapping, x: np.ndarray, y: np.ndarray, key: jax.Array
-) -> Any:
-  """Trains one probe; returns its parameters after each epoch, stacked."""
-  x, y = jnp.asarray(x), jnp.asarray(y, jnp.float32)
-  batch = min(config["batch"], len(x))
-  steps = len(x) // batch
-  optimizer = optax.adamw(
-    optax.cosine_decay_schedule(
-      config["learning_rate"], steps * config["epochs"]
-    ),
-    weight_decay=config["weight_decay"],
-  )
-  init_key, shuffle_key = jax.random.split(key)
-  params = model.init(init_key, x[:1])["params"]
-
-  def loss(params, rows):
-    logits = model.apply({"params": params}, x[rows])
-    return optax.sigmoid_binary_cross_entropy(logits, y[rows]).mean()
-
-  def step(carry, rows):
-    params, state = carry
-    updates, state = optimizer.update(
-      jax.grad(loss)(params, rows), state, params
+def _check(config: ConfigDict, devices: int) -> None:
+  given = config.probe
+  sizes = ("segments", "batch", "steps", "evaluations", "seeds", "draws")
+  positive = [f"probe.{name}" for name in (*sizes, "resamples")]
+  check_numbers(config, ["embed_batch", "frontend.hop", *positive])
+  parallel.check_divides(config.embed_batch, devices)
+  if given.steps % given.evaluations:
+    raise InputError(
+      f"{given.steps} steps of a probe are no multiple of its"
+      f" {given.evaluations} evaluations: change --config.probe.steps or"
+      " --config.probe.evaluations"
     )
-    return (optax.apply_updates(params, updates), state), None
-
-  def epoch(carry, key):
-    order = jax.random.permutation(key, len(x))[: steps * batch]
-    carry, _ = jax.lax.scan(step, carry, order.reshape(steps, batch))
-    return carry, carry[0]
-
-  keys = jax.random.split(shuffle_key, config["epochs"])
-  _, history = jax.lax.scan(epoch, (params, optimizer.init(params)), keys)
-  return history
-
-
-def _macro_map(labels: np.ndarray, scores: np.ndarray) -> float:
-  """Returns macro mAP over the tags with positives and negatives."""
-  positives = labels.sum(axis=0)
-  tags = np.flatnonzero((positives > 0) & (positives < len(labels)))
-  values = [metrics.average_precision(labels[:, t], scores[:, t]) for t in tags]
-  return float(np.mean(values)) if values else float("nan")
+  if given.aggregation not in study.AGGREGATIONS:
+    raise InputError(
+      f"no aggregation {given.aggregation!r}: set --config.probe.aggregation to"
+      f" one of {', '.join(study.AGGREGATIONS)}"
+    )
+  for name in ("learning_rates", "weight_decays"):
+    if not given[name] or min(given[name]) < 0:
+      raise InputError(
+        f"--config.probe.{name}={tuple(given[name])}: give one or more numbers"
+        " that are not negative"
+      )
 
 
-def _means(vectors: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:
-  """Returns each owner's mean vector, [count, D]; NaN where it has none."""
-  total = np.zeros((count, vectors.shape[1]))
-  np.add.at(total, owners, vectors)
-  segments = np.bincount(owners, minlength=count)[:, None]
-  with np.errstate(invalid="ignore"):
-    return (total / segments).astype(np.float32)
+def _by_share(chosen: Sequence[Mapping]) -> dict[float, list[int]]:
+  """Returns the places of each share's draws."""
+  places: dict[float, list[int]] = {}
+  for place, one in enumerate(chosen):
+    places.setdefault(one["share"], []).append(place)
+  return places

@@ -1,26 +1,263 @@
-"""Compares probes: `python -m ssl_music.report WORKDIR...`."""
+"""Compares probes: `python -m ssl_music.report WORKDIR... [--out=DIR]`."""
 
 import argparse
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ssl_music import results
-from ssl_music.errors import report
+from ssl_music import appendix, drawing, page, results, summary, workdir
+from ssl_music.errors import InputError, report
+
+PAGE = "index.html"  # by which a report's folder is known, too
+_JOBS = ("pretrain", "probe", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Prints a Markdown table of the scores in some workdirs.
+  """Prints a Markdown table of the scores below some folders, or writes all.
 
   Raises:
-    InputError: a workdir has no scores.
+    InputError: no scores there, or the report cannot be written.
   """
   parser = argparse.ArgumentParser(
     prog="python -m ssl_music.report",
-    description="Print a table of probes' test scores.",
+    description="Print a table of probes' test scores, and write a report of"
+    " them and their pre-trainings: index.html, results.md, results.csv,"
+    " results.json, tags.csv, and the figures as PNG and SVG.",
   )
-  parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", type=Path)
-  folders = parser.parse_args(arguments).workdirs
-  print(results.table([results.read(folder) for folder in folders]))
+  parser.add_argument(
+    "folders",
+    nargs="+",
+    metavar="WORKDIR",
+    type=Path,
+    help="a run's workdir, or a folder with such at any depth",
+  )
+  parser.add_argument(
+    "--out",
+    type=Path,
+    help="folder of the report, replaced as a whole (default: WORKDIR/report,"
+    " where one folder is given that holds several runs; else none is written)",
+  )
+  options = parser.parse_args(arguments)
+  probes, trainings, skipped = find(options.folders)
+  for line in skipped:
+    print(line, file=sys.stderr)
+  out = options.out
+  # A run's own workdir stays as it is.
+  if out is None and len(options.folders) == 1:
+    (folder,) = options.folders
+    runs = {one["folder"] for one in (*probes, *trainings)}
+    out = folder / "report" if len(runs - {folder}) > 1 else None
+  if not probes and (out is None or not trainings):
+    raise InputError(_nothing(options.folders))
+  if probes:
+    print(results.table(probes))
+  if out is not None:
+    _write(probes, trainings, skipped, out)
+    print(f"report: {out / PAGE}")
   return 0
+
+
+def write(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
+  """Writes a report of all that some folders hold.
+
+  Args:
+    folders: workdirs, or folders with such at any depth.
+    out: the report's folder; an older report there is replaced as a whole.
+
+  Raises:
+    InputError: there is no probe and no pre-training, or `out` cannot be
+      written or holds something else.
+  """
+  probes, trainings, skipped = find(list(map(Path, folders)))
+  if not probes and not trainings:
+    raise InputError(_nothing(folders))
+  _write(probes, trainings, skipped, Path(out))
+
+
+def find(
+  folders: Sequence[Path],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+  """Finds the runs in some folders, at any depth.
+
+  Args:
+    folders: where to look.
+
+  Returns:
+    probes, as `results.read_probe` gives them, with "config" ({} where it is
+    missing); trainings {"folder", "label", "config", "entries": of its
+    metrics.jsonl}; and a line for each run that was skipped, with the reason.
+
+  Raises:
+    InputError: a folder is none.
+  """
+  probes, trainings, skipped, seen = [], [], [], set()
+  for top in folders:
+    if not top.is_dir():
+      raise InputError(
+        f"no folder {top}: give the workdir of a run, or a parent"
+      )
+    for path, below, files in os.walk(top):
+      below[:] = sorted(name for name in below if not name.startswith("."))
+      folder = Path(path)
+      if folder.resolve() in seen:
+        continue
+      seen.add(folder.resolve())
+      name = None
+      if "scores.json" in files:
+        try:
+          one = results.read_probe(folder)
+        except InputError as error:
+          skipped.append(f"skipped {folder}: {error}")
+          continue
+        config = _config(folder) if "config.json" in files else None
+        probes.append(one | {"config": config or {}})
+        name = results.label(one)
+      if {"config.json", "metrics.jsonl"} <= set(files):
+        one = _training(folder, name)
+        if isinstance(one, dict):
+          trainings.append(one)
+        else:
+          skipped.append(f"skipped {folder}: {one}")
+      elif "config.json" in files and name is None and _is_run(folder):
+        skipped.append(f"skipped {folder}: it has not ended, no scores yet")
+  return probes, trainings, skipped
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+  try:
+    config = workdir.read_config(folder)
+  except InputError:
+    return None
+  return config if isinstance(config, dict) else None
+
+
+def _is_run(folder: Path) -> bool:
+  """Tells a run from a sweep, which has a config and its runs below."""
+  return (_config(folder) or {"job": "probe"}).get("job") in _JOBS
+
+
+def _training(folder: Path, name: str | None) -> dict[str, Any] | str:
+  """Reads a training, or says why it cannot be."""
+  config = _config(folder)
+  try:
+    name = name or str(config["pretext"]["name"])
+    numbers = lambda entry: all(
+      isinstance(v, int | float) for v in entry.values()
+    )
+    entries = [
+      entry
+      for entry in workdir.read_metrics(folder)
+      if isinstance(entry, dict) and "step" in entry and numbers(entry)
+    ]
+  except (KeyError, TypeError, ValueError, OSError):
+    return "its config.json or metrics.jsonl is not a pre-training's"
+  if not entries:
+    return "its metrics.jsonl has no entries yet"
+  return {
+    "folder": folder,
+    "label": name,
+    "config": config,
+    "entries": entries,
+  }
+
+
+def _nothing(folders: Sequence[str | os.PathLike]) -> str:
+  return (
+    f"no scores in {', '.join(map(str, folders))} (no scores.json that can be"
+    " read at any depth): give the workdir of a probe that has ended, or a"
+    " folder of such"
+  )
+
+
+def _write(
+  probes: Sequence[Mapping[str, Any]],
+  trainings: Sequence[Mapping[str, Any]],
+  skipped: Sequence[str],
+  out: Path,
+) -> None:
+  """Writes a report beside its place, then puts it there."""
+  out = out.resolve()  # "." has no name to write beside
+  foreign = out.exists() and not (out.is_dir() and (out / PAGE).exists())
+  if foreign and not (out.is_dir() and not any(out.iterdir())):
+    raise InputError(
+      f"{out} holds something else than a report: give another --out"
+    )
+  partial, old = (
+    out.parent / f".{out.name}.{kind}-{os.getpid()}"
+    for kind in ("partial", "old")
+  )
+  try:
+    partial.mkdir(parents=True)
+    _fill(partial, probes, trainings, skipped)
+    if out.exists():
+      out.rename(old)
+    partial.rename(out)
+  except OSError as error:
+    raise InputError(
+      f"cannot write the report {out} ({error.strerror}): make room, or give"
+      " another --out"
+    ) from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(
+  folder: Path,
+  probes: Sequence[Mapping[str, Any]],
+  trainings: Sequence[Mapping[str, Any]],
+  skipped: Sequence[str],
+) -> None:
+  panels = results.panels(probes)
+  compared = summary.compare_all(panels)
+  pictures = {}
+  with drawing.settings():
+    for name, figure in summary.figures_of(panels, trainings, compared):
+      drawing.save(figure, folder, name)
+      pictures[name] = (folder / f"{name}.svg").read_bytes()
+  sections = summary.sections(panels, trainings, skipped, compared, pictures)
+  title = "Music tagging with frozen encoders"
+  _put(folder / "results.md", page.markdown(title, sections))
+  _put(folder / "results.csv", _csv(results.tidy(panels)))
+  _put(folder / "tags.csv", _csv(appendix.tag_rows(panels)))
+  found = {
+    "scores": appendix.plain(panels),
+    "comparison": compared,
+    "published": summary.published_beside(panels),
+    "trainings": [
+      {
+        "folder": str(one["folder"]),
+        "label": one["label"],
+        "last": appendix.finite(one["entries"][-1]),
+      }
+      for one in trainings
+    ],
+    "skipped": skipped,
+  }
+  text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+  _put(folder / "results.json", text + "\n")
+  _put(folder / PAGE, page.page(title, sections, pictures))
+
+
+def _put(file: Path, text: str) -> None:
+  # A path that is no text in this encoding shows question marks.
+  file.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+  if not rows:
+    return ""
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
-"""What a probe leaves in `scores.json`, in words."""
+"""What a probe leaves in its workdir: read, grouped, in words."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ssl_music.errors import InputError
 
 METRICS = ("map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro")
+# As people write them.
+TITLES = {
+  "map_macro": "mAP (macro)",
+  "roc_auc_macro": "ROC-AUC (macro)",
+  "map_micro": "mAP (micro)",
+  "roc_auc_micro": "ROC-AUC (micro)",
+}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -23,12 +34,265 @@ def read(folder: Path) -> dict[str, Any]:
       f"no scores in {folder} (its scores.json is missing or damaged): give the"
       " workdir of a probe that has ended"
     ) from error
+  if not isinstance(scores, dict):
+    raise InputError(
+      f"{folder / 'scores.json'} is not a probe's: give the workdir of a probe"
+    )
   if "missing" not in scores:
     raise InputError(
       f"the scores in {folder} are an older program's, which did not count"
       " missing tracks: probe again in another workdir"
     )
   return scores
+
+
+def read_probe(folder: Path) -> dict[str, Any]:
+  """Reads a probe's scores, checked, with its resamples.
+
+  Returns:
+    what `read` does, with "name" and "shares" filled in where an older probe
+    left none, and "folder" and "resamples": {metric: float64 [R]}, or None
+    where `resamples.npz` is missing or damaged.
+
+  Raises:
+    InputError: no scores, or not those of a probe.
+  """
+  scores = read(folder)
+  try:
+    scores.setdefault("name", Path(scores["encoder"]).name)
+    whole = {
+      "share": 1.0,
+      "tracks": scores["tracks"].get("train", 0),
+      "test": scores["test"],
+      "interval": scores["interval"],
+    }
+    scores["shares"] = sorted(
+      scores.get("shares") or [whole], key=lambda one: one["share"]
+    )
+    numbers = [scores["tracks"]["test"], scores["missing"]["test"]]
+    for one in (scores, *scores["shares"]):
+      for metric in METRICS:
+        low, high = one["interval"][metric]
+        numbers += [one["test"][metric], low, high, one.get("share", 1.0)]
+        numbers += one.get("by_draw", {}).get(metric, [])
+    for one in scores["per_tag"].values():
+      numbers += [one["ap"], one["roc_auc"], one["positives"]]
+    sound = all(math.isfinite(n) for n in numbers)
+    sound &= all(one["share"] > 0 for one in scores["shares"])
+    words = ("name", "encoder", "data", "benchmark", "fingerprint")
+    sound &= all(isinstance(scores[word], str) for word in words)
+    sound &= isinstance(scores["left_out"], list)
+    _ = scores["as_published"], scores["seeds"]
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(
+      f"{folder / 'scores.json'} is not a probe's or not whole"
+      f" ({type(error).__name__}: {error}): probe again in another workdir"
+    ) from error
+  if not sound:
+    raise InputError(
+      f"{folder / 'scores.json'} holds scores that are no finite numbers:"
+      " probe again in another workdir"
+    )
+  return scores | {"folder": folder, "resamples": _read_resamples(folder)}
+
+
+def _read_resamples(folder: Path) -> dict[str, np.ndarray] | None:
+  try:
+    with np.load(folder / "resamples.npz", allow_pickle=False) as file:
+      drawn = {name: np.asarray(file[name], np.float64) for name in METRICS}
+  except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError):
+    return None
+  sizes = {array.size for array in drawn.values() if array.ndim == 1}
+  whole = len(sizes) == 1 and min(sizes) > 0
+  whole &= all(array.ndim == 1 for array in drawn.values())
+  # A draw that has nothing to score is NaN.
+  whole = whole and all(np.isfinite(array).any() for array in drawn.values())
+  return drawn if whole else None
+
+
+def label(scores: Mapping[str, Any]) -> str:
+  """Returns an encoder's name, with what else makes it another's score."""
+  ways = ["teacher"] if scores.get("network") == "teacher" else []
+  if scores.get("aggregation", "embeddings") != "embeddings":
+    ways.append(f"mean of {scores['aggregation']}")
+  if scores.get("hidden"):
+    ways.append("hidden " + "-".join(map(str, scores["hidden"])))
+  return scores["name"] + (f" ({', '.join(ways)})" if ways else "")
+
+
+def panels(
+  probes: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+  """Groups probes by what they are scored on, then by encoder.
+
+  Scores of two fingerprints never meet: such a data set's panels have the
+  fingerprint in their titles.
+
+  Args:
+    probes: of `read_probe`.
+
+  Returns:
+    {panel's title: {encoder's label: group of `group`}}, titles in alphabetical
+    order, encoders by falling macro mAP.
+  """
+  found: dict[tuple[str, str], dict[str, list]] = {}
+  for one in probes:
+    key = one["data"], one["fingerprint"]
+    found.setdefault(key, {}).setdefault(label(one), []).append(one)
+  names = [data for data, _ in found]
+  result = {}
+  for (data, fingerprint), members in sorted(found.items()):
+    title = data if names.count(data) == 1 else f"{data} ({fingerprint})"
+    groups = {name: group(runs) for name, runs in members.items()}
+    result[title] = dict(
+      sorted(groups.items(), key=lambda g: (-g[1]["test"]["map_macro"], g[0]))
+    )
+  return result
+
+
+def group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Averages probes of one encoder that differ in its pre-training's seed.
+
+  Args:
+    runs: one or more of `read_probe`, of one data set.
+
+  Returns:
+    {"runs"; "test": {metric: mean}; "interval": {metric: [low, high]}, the
+    means of the runs' ends; "deviation": {metric: sample standard deviation
+    over runs, or None of one}; "resamples": {metric: [R]}, the runs' mean draw
+    by draw, or None where they do not agree; "shares": [{"share", "tracks",
+    "test", "interval", "draws": {metric: all runs' draws}}], of the shares that
+    all runs have; "per_tag": {tag: {"ap", "roc_auc", "positives"}}, of the tags
+    that all have; "test_tracks": (tracks, missing), or None where the runs do
+    not agree}.
+  """
+  first = runs[0]
+  tracks = {(r["tracks"]["test"], r["missing"]["test"]) for r in runs}
+  drawn = [r["resamples"] for r in runs]
+  equal = len(tracks) == 1 and None not in drawn
+  equal = equal and len({len(d["map_macro"]) for d in drawn}) == 1
+  by_share = [{one["share"]: one for one in run["shares"]} for run in runs]
+  common = sorted(set.intersection(*map(set, by_share)))
+  tags = [t for t in first["per_tag"] if all(t in r["per_tag"] for r in runs)]
+  return {
+    "runs": sorted(runs, key=lambda r: (r.get("seed") or 0, str(r["folder"]))),
+    **_average(runs),
+    "deviation": {
+      name: float(np.std([r["test"][name] for r in runs], ddof=1))
+      if len(runs) > 1
+      else None
+      for name in METRICS
+    },
+    "resamples": {n: np.mean([d[n] for d in drawn], axis=0) for n in METRICS}
+    if equal
+    else None,
+    "shares": [_share([one[share] for one in by_share]) for share in common],
+    "per_tag": {
+      tag: {
+        key: float(np.mean([r["per_tag"][tag][key] for r in runs]))
+        for key in ("ap", "roc_auc")
+      }
+      | {"positives": first["per_tag"][tag]["positives"]}
+      for tag in tags
+    },
+    "test_tracks": tracks.pop() if len(tracks) == 1 else None,
+  }
+
+
+def _average(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  mean = lambda values: np.mean(values, axis=0).tolist()
+  return {
+    key: {name: mean([one[key][name] for one in scores]) for name in METRICS}
+    for key in ("test", "interval")
+  }
+
+
+def _share(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  first = runs[0]
+  draws = {
+    name: [
+      value
+      for one in runs
+      for value in one.get("by_draw", {}).get(name) or [one["test"][name]]
+    ]
+    for name in METRICS
+  }
+  return {
+    "share": first["share"],
+    "tracks": first.get("tracks", 0),
+    **_average(runs),
+    "draws": draws,
+  }
+
+
+def tidy(found: Mapping[str, Mapping[str, Mapping]]) -> list[dict[str, Any]]:
+  """Returns a row for each data set, encoder, share and metric of `panels`."""
+  rows = []
+  for groups in found.values():
+    for name, one in groups.items():
+      first = one["runs"][0]
+      fixed = {
+        "data": first["data"],
+        "benchmark": first["benchmark"],
+        "as_published": first["as_published"],
+        "fingerprint": first["fingerprint"],
+        "encoder": name,
+        "pretrainings": len(one["runs"]),
+        "probe_seeds": first["seeds"],
+        "test_tracks": (one["test_tracks"] or ("differ", ""))[0],
+        "missing_test_tracks": (one["test_tracks"] or ("", "differ"))[1],
+      }
+      for at in one["shares"]:
+        for metric in METRICS:
+          low, high = at["interval"][metric]
+          whole = at["share"] == 1
+          rows.append(
+            fixed
+            | {
+              "share": at["share"],
+              "training_tracks": at["tracks"],
+              "metric": metric,
+              "score": at["test"][metric],
+              "low": low,
+              "high": high,
+              "lowest_draw": min(at["draws"][metric]),
+              "highest_draw": max(at["draws"][metric]),
+              "deviation_over_pretrainings": one["deviation"][metric]
+              if whole
+              else None,
+            }
+          )
+  return rows
+
+
+def differences(
+  configs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+  """Finds the settings in which configs differ.
+
+  Args:
+    configs: {run: nested dict}.
+
+  Returns:
+    {dotted field: {run: value}}, without the runs that lack the field.
+  """
+  flat = {run: dict(_flatten(config)) for run, config in configs.items()}
+  fields = sorted({field for one in flat.values() for field in one})
+  result = {}
+  for field in fields:
+    values = {run: one[field] for run, one in flat.items() if field in one}
+    distinct = {json.dumps(value, sort_keys=True) for value in values.values()}
+    if len(distinct) > 1 or len(values) < len(flat):
+      result[field] = values
+  return result
+
+
+def _flatten(config: Mapping, prefix: str = "") -> Iterable[tuple[str, Any]]:
+  for key, value in config.items():
+    if isinstance(value, dict) and value:
+      yield from _flatten(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
 
 
 def table(scores: Sequence[Mapping[str, Any]]) -> str:

@@ -23,13 +23,17 @@ TEACHER = ("backbone", "head")  # the networks that a teacher has
 
 
 def init_state(
-  config: Mapping, optimizer: optax.GradientTransformation
+  config: Mapping,
+  optimizer: optax.GradientTransformation,
+  backbone: Mapping[str, Any] | None = None,
 ) -> State:
-  """Returns the state at step 0, a pure function of the config.
+  """Returns the state at step 0, a pure function of its arguments.
 
   Args:
     config: as a plain dict.
     optimizer: of `optimizer.make_optimizer`.
+    backbone: {"params", "batch_stats"} to start from, of a network of the
+      config's "model"; None draws the parameters.
   """
   keys = jax.random.split(jax.random.key(config["seed"]))
   samples = round(config["data"]["seconds"] * audio.SAMPLE_RATE)
@@ -55,6 +59,8 @@ def init_state(
     return made
 
   made = init()
+  if backbone:  # copies, since the step donates the state
+    made["backbone"] = jax.tree.map(jnp.array, dict(backbone))
   networks = {
     kind: {name: variables.get(kind, {}) for name, variables in made.items()}
     for kind in KINDS

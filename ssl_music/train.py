@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -34,12 +36,25 @@ _LENGTHS = ("total", "save_every", "log_every")
 _OPTIONAL = ("warmup", "probe_every", "temperature_warmup")
 
 
-def train(config: ConfigDict, folder: str | Path) -> step.State:
+def train(
+  config: ConfigDict,
+  folder: str | Path,
+  *,
+  backbone: Mapping[str, Any] | None = None,
+  evaluate: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
+) -> step.State:
   """Pre-trains an encoder; a workdir that holds a run is resumed.
 
   Args:
     config: of `config.pretraining`, specialised by a file of `configs/`.
     folder: the workdir, which gets the config, metrics and checkpoints.
+    backbone: {"params", "batch_stats"} that the backbone starts from; None
+      draws them.
+    evaluate: takes the place of the online probe: called at every save (and
+      every `probe_every`) with the student's {"params", "batch_stats"}, each
+      {"backbone", "head"}, it returns what to log; by its "validation_map" the
+      best checkpoint is chosen. None is the probe that `config.online` names,
+      if any.
 
   Returns:
     the final state.
@@ -78,16 +93,19 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
     batch=config.batch,
     seed=config.seed,
   )
-  lengths = _lengths(config, steps_per_epoch=len(batches))
+  probed = evaluate is not None or bool(config.online.data)
+  lengths = _lengths(config, steps_per_epoch=len(batches), probed=probed)
   rates = optimizer.learning_schedules(settings, lengths)
   rates |= step.teacher_schedules(settings, lengths)
-  updates = optimizer.make_optimizer(settings, rates)
+  updates = _make_optimizer(settings, rates)
   with explained():
-    state = parallel.replicate(step.init_state(settings, updates), mesh)
+    initial = step.init_state(settings, updates, backbone)
+    state = parallel.replicate(initial, mesh)
     run_step = _compile(
       settings, step.map_train_step(settings, updates, rates, mesh), mesh, state
     )
-  probe = online.prepare(config, mesh) if config.online.data else None
+  if evaluate is None and probed:
+    evaluate = _online_probe(config, mesh)
   # From here on something is written.
   with (
     workdir.claim(folder, settings),
@@ -110,12 +128,10 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
         candidate = done == total or due("save_every", done)
         save = stop or candidate
         found = {}
-        if probe and (candidate or due("probe_every", done)):
+        if evaluate and (candidate or due("probe_every", done)):
           jax.block_until_ready(state)  # whose time is the step's
           with log.timing("probing"):
-            found = probe(
-              {kind: state[kind]["backbone"] for kind in step.KINDS}
-            )
+            found = evaluate({kind: state[kind] for kind in step.KINDS})
         if save or found or due("log_every", done):
           log.write(done, seen, found)
         if save:
@@ -126,6 +142,32 @@ def train(config: ConfigDict, folder: str | Path) -> step.State:
           raise workdir.Stopped(done, total, stop)
         log.stop_if_collapsed()
   return state
+
+
+def _make_optimizer(
+  config: Mapping, rates: Mapping[str, optax.Schedule]
+) -> optax.GradientTransformation:
+  """Returns the config's optimiser, with the backbone's rate if it has one.
+
+  The factor "backbone_rate" scales what the optimiser changes at last, and so
+  the learning rate that the backbone has, weight decay included.
+  """
+  updates = optimizer.make_optimizer(config, rates)
+  factor = config["optimizer"].get("backbone_rate", 1.0)
+  if factor == 1:
+    return updates
+  of_backbone = lambda params: {name: name == "backbone" for name in params}
+  return optax.chain(updates, optax.masked(optax.scale(factor), of_backbone))
+
+
+def _online_probe(config: ConfigDict, mesh: Mesh) -> Callable:
+  """Returns the online probe as `train` calls it, see its `evaluate`."""
+  probe = online.prepare(config, mesh)
+
+  def evaluate(networks: Mapping[str, Any]) -> dict[str, float]:
+    return probe({kind: tree["backbone"] for kind, tree in networks.items()})
+
+  return evaluate
 
 
 def _compile(
@@ -200,7 +242,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
       )
 
 
-def _lengths(config: ConfigDict, steps_per_epoch: int) -> dict[str, int]:
+def _lengths(
+  config: ConfigDict, steps_per_epoch: int, *, probed: bool
+) -> dict[str, int]:
   lengths = {
     name: duration(
       config, name, batch=config.batch, steps_per_epoch=steps_per_epoch
@@ -208,7 +252,7 @@ def _lengths(config: ConfigDict, steps_per_epoch: int) -> dict[str, int]:
     for name in (*_LENGTHS, *_OPTIONAL)
     if f"{name}_steps" in config
   }
-  if lengths["probe_every"] and not config.online.data:
+  if lengths["probe_every"] and not probed:
     raise InputError(
       "the config says how often to probe, but not on what: name a data set"
       " with --config.online.data, or unset probe_every"

@@ -148,7 +148,7 @@ def test_from_a_folder_to_scores(environment, library, tmp_path):
       f"--config.encoder={encoder}",
       *SMALL,
       *config,
-      "--config.probe.epochs=20",
+      "--config.probe.steps=40",
     )
     assert "pitch---high" in out
   out = succeed(
@@ -211,7 +211,7 @@ def test_a_benchmark_is_checked_prepared_and_probed(
     "--config.encoder=mel",
     "--config.data.name=magnatagatune",
     f"--config.data.data_dir={tmp_path / 'data'}",
-    "--config.probe.epochs=5",
+    "--config.probe.steps=20",
     *SMALL,
   ]
   workdir = f"--workdir={tmp_path / 'probe'}"

@@ -148,62 +148,6 @@ def test_tags_without_both_kinds_are_left_out_everywhere():
   assert result["left_out"] == ["b", "d"]
   kept = metrics.scores(labels[:, ::2], scores[:, ::2], ["a", "c"])
   assert result == {**kept, "left_out": ["b", "d"]}
-  # They leave no trace in the bootstrap either.
-  whole = metrics.bootstrap(labels, scores, resamples=5)
-  part = metrics.bootstrap(labels[:, ::2], scores[:, ::2], resamples=5)
-  np.testing.assert_equal(whole, part)
-
-
-def test_bootstrap_scores_each_resample_as_scores_does(monkeypatch):
-  labels, scores = tagger(np.random.default_rng(5), 12, 4)
-  labels[:, 0] = np.arange(12) == 3  # often missing from a resample
-  result = metrics.bootstrap(labels, scores, resamples=40, seed=7)
-  generator = np.random.default_rng(7)
-  missing = 0
-  for r in range(40):
-    chosen = generator.integers(12, size=12)
-    expected = metrics.scores(labels[chosen], scores[chosen], list("abcd"))
-    missing += len(expected["left_out"])
-    for metric in metrics.METRICS:
-      np.testing.assert_allclose(
-        result[metric][r], expected[metric], rtol=1e-12
-      )
-  assert missing > 5
-  # Neither the size of the blocks nor the number of resamples matters.
-  monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 36)
-  fewer = metrics.bootstrap(labels, scores, resamples=20, seed=7)
-  for metric in metrics.METRICS:
-    np.testing.assert_array_equal(fewer[metric], result[metric][:20])
-
-
-def test_bootstrap_of_hopelessly_few_tracks_is_nan_at_times():
-  labels, scores = np.array([[1], [0]]), np.array([[1.0], [0.0]])
-  result = metrics.bootstrap(labels, scores, resamples=50)
-  for samples in result.values():
-    assert 10 < np.isnan(samples).sum() < 40
-    assert metrics.interval(samples) == (1.0, 1.0)
-
-
-def test_bootstrap_spreads_as_independent_test_sets_do():
-  generator = np.random.default_rng(6)
-  labels = np.arange(400)[:, None] < 200
-
-  def test_set():
-    return labels, generator.normal(size=(400, 1)) + labels
-
-  sets = [test_set() for _ in range(200)]
-  spread = np.std([metrics.roc_auc(y[:, 0], s[:, 0]) for y, s in sets])
-  result = metrics.bootstrap(*sets[0], resamples=200)
-  assert 0.7 < result["roc_auc_macro"].std() / spread < 1.4
-
-
-def test_interval_holds_the_stated_share():
-  samples = np.random.default_rng(8).permutation(np.arange(1001.0))
-  np.testing.assert_allclose(metrics.interval(samples), (25, 975))
-  np.testing.assert_allclose(metrics.interval(samples, 0.5), (250, 750))
-  np.testing.assert_allclose(
-    metrics.interval(np.append(samples, np.nan)), (25, 975)
-  )
 
 
 @pytest.mark.parametrize(
@@ -215,16 +159,29 @@ def test_interval_holds_the_stated_share():
     (lambda: metrics.roc_auc([0, 1], [1.0, 2.0], [1, 1]), "weights must be"),
     (lambda: metrics.roc_auc([0, 1], [1.0, 2.0], [[1, -1]]), "not negative"),
     (lambda: metrics.scores([[1], [1]], [[1.0], [2.0]], ["a"]), "nothing"),
-    (lambda: metrics.bootstrap([[1], [1]], [[1.0], [2.0]]), "nothing"),
     (lambda: metrics.scores([[1], [0]], [[1.0], [2.0]], "ab"), "names"),
-    (
-      lambda: metrics.bootstrap([[1], [0]], [[1.0], [2.0]], resamples=0),
-      "resamples",
-    ),
-    (lambda: metrics.interval([np.nan]), "no resample"),
-    (lambda: metrics.interval([0.5], level=95), "level"),
   ],
 )
 def test_bad_input_is_told(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_micro_groups_pairs_of_a_track():
+  # Pairs that share a track and a score add up in one place.
+  labels, scores = tagger(np.random.default_rng(9), 25, 4)
+  owners = np.repeat(np.arange(25), 4)
+  ranking = metrics.rank(labels.ravel(), scores.ravel(), owners)
+  counts = np.random.default_rng(10).poisson(1.0, (25, 6))
+  ap, auc = metrics.areas(ranking @ counts.astype(float))
+  for r in range(6):
+    pairs = labels.ravel(), scores.ravel()
+    weight = np.repeat(counts[:, r], 4)
+    np.testing.assert_allclose(
+      [ap[r], auc[r]],
+      [
+        average_precision_score(*pairs, sample_weight=weight),
+        roc_auc_score(*pairs, sample_weight=weight),
+      ],
+      rtol=1e-12,
+    )

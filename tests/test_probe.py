@@ -1,12 +1,16 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from ssl_music import features, probe, results, train
+from ssl_music import features, parallel, probe, results, scoring, study, train
 from ssl_music.data import writer
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
@@ -14,24 +18,44 @@ from ssl_music.errors import InputError
 CONFIG = {
   "hidden": (),
   "batch": 64,
-  "epochs": 60,
-  "learning_rate": 1e-2,
-  "weight_decay": 1e-2,
+  "steps": 200,
+  "evaluations": 20,
+  "learning_rates": (5e-2,),
+  "weight_decays": (1e-2,),
   "seeds": 2,
+  "aggregation": "embeddings",
 }
 
 
-def problem(seed=0, classes=4, features=20, noise=1.0):
-  """Segments whose labels depend linearly on a part of their features."""
+def problem(draw, seed=0):
+  """Tracks of one segment, far from standardised, of `draw`(random, tracks)."""
   rng = np.random.default_rng(seed)
-  weights = rng.standard_normal((features, classes))
+  data = {}
+  for split, tracks in {"train": 800, "validation": 200, "test": 300}.items():
+    x, labels = draw(rng, tracks)
+    x = (10 + 3 * x).astype(np.float16)
+    data[split] = {"x": x, "owners": np.arange(tracks), "labels": labels}
+  return data
 
-  def draw(items):
-    x = rng.standard_normal((items, features)).astype(np.float32)
-    scores = x @ weights + noise * rng.standard_normal((items, classes))
-    return 100 + 10 * x, scores > 1.0  # far from standardised
 
-  return {"train": draw(800), "validation": draw(200), "test": draw(300)}
+def linear(rng, tracks, classes=4, features=20):
+  """Labels that depend linearly on the features."""
+  weights = np.random.default_rng(99).standard_normal((features, classes))
+  x = rng.standard_normal((tracks, features))
+  noise = rng.standard_normal((tracks, classes))
+  return x, x @ weights + noise > 1.0
+
+
+def fit(data, seed=0, **fields):
+  whole = [np.ones(len(data["train"]["labels"]), bool)]
+  found = study.run(
+    CONFIG | fields,
+    data,
+    whole,
+    seed=seed,
+    mesh=parallel.make_mesh(jax.devices()[:1]),
+  )
+  return found["logits"][0], [one["step"] for one in found["chosen"][0]]
 
 
 def macro_map(labels, scores):
@@ -44,69 +68,61 @@ def macro_map(labels, scores):
 
 
 def test_is_as_good_as_logistic_regression():
-  data = problem()
-  logits, epochs = probe.fit(CONFIG, data, seed=0)
+  data = problem(linear)
+  logits, steps = fit(data)
   assert logits.shape == (2, 300, 4)
-  assert all(1 <= epoch <= 60 for epoch in epochs)
-  x, y = data["train"]
-  mean, deviation = x.mean(0), x.std(0)
-  scale = lambda v: (v - mean) / deviation
-  test, labels = data["test"]
-  peer = np.stack(
-    [
-      LogisticRegression().fit(scale(x), y[:, t]).decision_function(scale(test))
-      for t in range(4)
-    ],
-    axis=1,
+  assert all(10 <= step <= 200 for step in steps)
+  x, y = (data["train"][name] for name in ("x", "labels"))
+  test, labels = (data["test"][name] for name in ("x", "labels"))
+  peer = make_pipeline(
+    StandardScaler(), OneVsRestClassifier(LogisticRegression())
   )
+  peer = peer.fit(x.astype(float), y).decision_function(test.astype(float))
   for one in logits:
     assert macro_map(labels, one) > macro_map(labels, peer) - 0.01
 
 
 def test_hidden_layers_solve_what_a_line_cannot():
-  rng = np.random.default_rng(0)
+  def draw(rng, tracks):
+    x = rng.uniform(-1, 1, (tracks, 2))
+    return x, x[:, :1] * x[:, 1:] > 0  # exclusive or
 
-  def draw(items):
-    x = rng.uniform(-1, 1, (items, 2)).astype(np.float32)
-    return x, (x[:, :1] * x[:, 1:] > 0)  # exclusive or
-
-  data = {"train": draw(2000), "validation": draw(300), "test": draw(300)}
-  labels = data["test"][1]
-  line, _ = probe.fit(CONFIG, data, seed=0)
-  curve, _ = probe.fit(CONFIG | {"hidden": (32,)}, data, seed=0)
+  data = problem(draw)
+  labels = data["test"]["labels"]
+  line, _ = fit(data)
+  curve, _ = fit(data, hidden=(32,))
   assert macro_map(labels, line[0]) < 0.75
   assert macro_map(labels, curve[0]) > 0.95
 
 
-def test_validation_alone_picks_the_epoch():
-  data = problem()
-  logits, epochs = probe.fit(CONFIG, data, seed=0)
-  x, y = data["test"]
-  other = data | {"test": (x[::-1], ~y)}
-  reversed_logits, same_epochs = probe.fit(CONFIG, other, seed=0)
-  assert same_epochs == epochs
+def test_validation_alone_picks_the_step():
+  data = problem(linear)
+  logits, steps = fit(data)
+  test = data["test"]
+  other = test | {"x": test["x"][::-1], "labels": ~test["labels"]}
+  reversed_logits, same_steps = fit(data | {"test": other})
+  assert same_steps == steps
   np.testing.assert_allclose(
     reversed_logits[:, ::-1], logits, rtol=1e-4, atol=1e-4
   )
 
 
 def test_seeds_differ_and_repeat():
-  data = problem()
-  one, _ = probe.fit(CONFIG, data, seed=0)
-  again, _ = probe.fit(CONFIG, data, seed=0)
-  shifted, _ = probe.fit(CONFIG, data, seed=1)
+  data = problem(linear)
+  one, _ = fit(data)
+  again, _ = fit(data)
+  shifted, _ = fit(data, seed=1)
   np.testing.assert_array_equal(one, again)
   assert not np.allclose(one[0], one[1])
   np.testing.assert_allclose(shifted[0], one[1], rtol=1e-4, atol=1e-4)
 
 
 def test_dead_features_do_no_harm():
-  data = problem()
-  dead = {
-    split: (np.concatenate([x, np.full_like(x[:, :3], 7)], axis=1), y)
-    for split, (x, y) in data.items()
-  }
-  logits, _ = probe.fit(CONFIG, dead, seed=0)
+  data = problem(linear)
+  for part in data.values():
+    dead = np.full_like(part["x"][:, :3], 7)
+    part["x"] = np.concatenate([part["x"], dead], axis=1)
+  logits, _ = fit(data)
   assert np.isfinite(logits).all()
 
 
@@ -115,15 +131,18 @@ def test_summary_names_what_is_left_out():
   labels = rng.random((30, 3)) < 0.5
   labels[:, 1] = False
   logits = rng.standard_normal((2, 30, 3))
-  found = probe.summarise(labels, logits, ["a", "b", "c"], resamples=20)
+  found, samples = scoring.summarise(
+    labels, logits, ["a", "b", "c"], resamples=20
+  )
   assert found["left_out"] == ["b"]
   assert set(found["per_tag"]) == {"a", "c"}
   for name, value in found["test"].items():
     assert value == pytest.approx(np.mean(found["by_seed"][name]))
     low, high = found["interval"][name]
     assert 0 <= low < high <= 1
+    assert samples[name].shape == (20,)
   with pytest.raises(ValueError, match="nothing to score"):
-    probe.summarise(labels[:, 1:2], logits[..., 1:2], ["b"], resamples=20)
+    scoring.summarise(labels[:, 1:2], logits[..., 1:2], ["b"], resamples=20)
 
 
 def test_chosen_segments_are_spread_over_the_track(data_dir):
@@ -169,6 +188,36 @@ def test_end_to_end(data_dir, tmp_path, request, encoder, capsys):
   assert again["test"] == scores["test"]
 
 
+def test_a_study_of_few_labels(data_dir, tmp_path):
+  config = tiny.probing(data_dir, encoder="mel")
+  config.probe.shares, config.probe.draws = (1.0, 0.25), 2
+  scores = probe.probe(config, tmp_path)
+  few, every = scores["shares"]
+  assert (few["share"], few["tracks"]) == (0.25, 6)
+  assert (every["share"], every["tracks"]) == (1.0, 24)
+  for one, draws in ((few, 2), (every, 1)):
+    for name, by in one["by_draw"].items():
+      assert len(by) == draws
+      assert one["test"][name] == pytest.approx(np.mean(by))
+      assert one["interval"][name][0] <= one["interval"][name][1]
+  assert every["test"] == pytest.approx(scores["test"])
+  assert [(c["share"], c["draw"], c["seed"]) for c in scores["chosen"]] == [
+    *[(0.25, draw, seed) for draw in (0, 1) for seed in (0, 1)],
+    *[(1.0, 0, seed) for seed in (0, 1)],
+  ]
+  with np.load(tmp_path / "subsets.npz") as drawn:
+    assert drawn["masks"].sum(axis=1).tolist() == [6, 6, 24]
+    assert set(drawn["ids"]) == set(Tracks("tiny", ("train",), data_dir).ids)
+  with np.load(tmp_path / "predictions.npz") as kept:
+    quality = [
+      macro_map(kept["labels"], one.astype(float)) for one in kept["logits"]
+    ]
+    assert scores["test"]["map_macro"] == pytest.approx(np.mean(quality))
+  with np.load(tmp_path / "resamples.npz") as samples:
+    assert samples["map_macro"].shape == (50,)
+    assert samples["map_macro"].std() > 0
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
@@ -179,6 +228,14 @@ def test_end_to_end(data_dir, tmp_path, request, encoder, capsys):
     ({"model.heads": 3}, "heads"),
     ({"probe.seeds": 0}, "probe.seeds=0 is too small"),
     ({"probe.segments": -2}, "probe.segments=-2 is too small"),
+    ({"probe.evaluations": 3}, "40 steps .* no multiple of its 3 evaluations"),
+    ({"probe.aggregation": "votes"}, "no aggregation 'votes': .* embeddings"),
+    (
+      {"probe.shares": (0.5,)},
+      r"shares of the labels are \(0.5,\): .* 1 among",
+    ),
+    ({"probe.shares": (1.0, 1.0)}, "is repeated"),
+    ({"probe.learning_rates": ()}, "give one or more"),
     ({"embed_batch": 0}, "embed_batch=0 is too small"),
     ({"embed_batch": 12}, "does not divide over 8 devices"),
   ],

@@ -1,5 +1,7 @@
 import json
 
+import fake_runs
+import numpy as np
 import pytest
 
 from ssl_music import results
@@ -57,3 +59,73 @@ def test_unreadable_scores_are_explained(tmp_path):
     results.read(tmp_path)
   file.write_text(json.dumps(SCORES))
   assert results.read(tmp_path) == SCORES
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"test": METRIC | {"map_macro": float("nan")}},
+    {"interval": {}},
+    {"tracks": 5},
+    {"shares": [{"share": 0.0, "test": METRIC}]},
+    {"per_tag": {"calm": {"ap": None}}},
+    {"encoder": None},
+  ],
+)
+def test_scores_that_are_not_whole_are_explained(tmp_path, wrong):
+  scores = fake_runs.probe(tmp_path / "run", "mel")
+  assert results.read_probe(tmp_path / "run")["test"] == scores["test"]
+  file = tmp_path / "run" / "scores.json"
+  file.write_text(json.dumps(scores | wrong))
+  with pytest.raises(InputError, match=r"scores\.json .*: probe again"):
+    results.read_probe(tmp_path / "run")
+
+
+def test_damaged_resamples_are_none(tmp_path):
+  fake_runs.probe(tmp_path / "run", "mel")
+  file = tmp_path / "run" / "resamples.npz"
+  assert results.read_probe(tmp_path / "run")["resamples"] is not None
+  whole = file.read_bytes()
+  drawn = {name: np.zeros(5) for name in results.METRICS}
+  for spoil in (
+    lambda: file.write_bytes(whole[:-40]),
+    lambda: np.savez(file, **drawn | {"map_micro": np.zeros(4)}),
+    lambda: np.savez(file, **drawn | {"map_micro": np.full(5, np.nan)}),
+    lambda: np.savez(file, map_macro=np.zeros(5)),
+    file.unlink,
+  ):
+    spoil()
+    assert results.read_probe(tmp_path / "run")["resamples"] is None
+
+
+def test_seeds_of_an_encoder_are_one_group_with_their_spread(tmp_path):
+  scores = [
+    fake_runs.probe(tmp_path / str(seed), "byol", seed=seed) for seed in (0, 1)
+  ]
+  other = fake_runs.probe(tmp_path / "2", "byol", network="teacher")
+  assert other["test"] == scores[0]["test"]
+  fake_runs.probe(tmp_path / "3", "byol", fingerprint="another")
+  read = [results.read_probe(tmp_path / str(index)) for index in range(4)]
+  panels = results.panels(read)
+  assert list(panels) == ["own (000000000003)", "own (another)"]
+  groups = panels["own (000000000003)"]
+  assert set(groups) == {"byol", "byol (teacher)"}
+  values = [one["test"]["map_macro"] for one in scores]
+  one = groups["byol"]
+  assert one["test"]["map_macro"] == pytest.approx(np.mean(values))
+  expected = abs(values[0] - values[1]) / np.sqrt(2)
+  assert one["deviation"]["map_macro"] == pytest.approx(expected)
+  assert groups["byol (teacher)"]["deviation"]["map_macro"] is None
+  draws = [r["resamples"]["map_macro"] for r in read[:2]]
+  np.testing.assert_allclose(one["resamples"]["map_macro"], sum(draws) / 2)
+
+
+def test_only_settings_that_differ_are_listed():
+  configs = {
+    "a": {"seed": 0, "head": [1, 2], "pretext": {"name": "x", "t": 0.1}},
+    "b": {"seed": 0, "head": [1, 3], "pretext": {"name": "x"}},
+  }
+  assert results.differences(configs) == {
+    "head": {"a": [1, 2], "b": [1, 3]},
+    "pretext.t": {"a": 0.1},
+  }

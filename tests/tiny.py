@@ -100,7 +100,8 @@ def probing(data_dir, **fields):
   config.data.data_dir = str(data_dir)
   config.embed_batch = 16
   config.probe.update(
-    {"epochs": 20, "learning_rate": 1e-2, "seeds": 2, "resamples": 50}
+    {"steps": 40, "evaluations": 4, "learning_rates": (1e-2,)}
+    | {"weight_decays": (1e-2,), "seeds": 2, "resamples": 50}
   )
   config.update(fields)
   return config

@@ -1,0 +1,205 @@
+"""The paper's study: pre-trainings, then probes, then a report."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_music import jobs, report, sweep
+from ssl_music.config import check_numbers
+from ssl_music.data import demo
+from ssl_music.data.tracks import Tracks
+from ssl_music.errors import InputError
+from ssl_music.probe import SPLITS
+
+# Encoders that are probed without being trained; "random" has a seed.
+FLOORS = ("random", "mel")
+
+
+def run(config: ConfigDict, folder: str | Path) -> int:
+  """Pre-trains, probes and reports, going on where it was interrupted.
+
+  Args:
+    config: of `configs/benchmark.py`.
+    folder: the workdir, which gets `pretrain/ENCODER`,
+      `probe/DATA/ENCODER`, `embeddings`, `report` and `jobs.json`. An encoder
+      of another than the first seed is called "contrastive-seed1".
+
+  Returns:
+    the exit code, of `jobs.run`.
+
+  Raises:
+    InputError: what is wrong with the config or the data sets, before anything
+      has run; or another process is running in the folder.
+  """
+  planned = plan(config, folder)
+  check_data(config)
+  code = jobs.run(planned, folder)
+  if code < 128:  # no signal asked to stop
+    _report(Path(folder))
+  return code
+
+
+def plan(config: ConfigDict, folder: str | Path) -> list[dict[str, Any]]:
+  """Lists the jobs of a benchmark, pre-trainings first.
+
+  Args:
+    config: of `configs/benchmark.py`.
+    folder: the workdir.
+
+  Returns:
+    jobs, of `jobs.job`.
+
+  Raises:
+    InputError: an unknown encoder, one twice, or none; no data set; or a number
+      out of its range.
+  """
+  check_numbers(config, ("seeds",), ("total_steps",))
+  folder = Path(folder)
+  encoders = _names(config, "encoders")
+  datasets = _names(config, "datasets")
+  known = (*config.pretrain, *FLOORS)
+  for name in encoders:
+    if name not in known:
+      raise InputError(
+        f"no encoder {name!r} to compare: set --config.encoders to some of"
+        f" {', '.join(known)}"
+      )
+  pretrainings, probes = [], []
+  for encoder in encoders:
+    for seed in range(1 if encoder == "mel" else config.seeds):
+      name = encoder if seed == 0 else f"{encoder}-seed{seed}"
+      source, needs = encoder, []
+      if encoder not in FLOORS:
+        pretraining = sweep.make_job(
+          f"pretrain/{name}",
+          _pretraining(config, encoder, seed),
+          folder / "pretrain" / name,
+        )
+        pretrainings.append(pretraining)
+        source, needs = str(pretraining["folder"]), [pretraining["name"]]
+      for data in datasets:
+        probing = _probing(config, source, data, folder)
+        # Draws and probes of a trained encoder have the same seeds whatever
+        # its own; of an untrained one the seed is all that differs.
+        probing.seed += seed if encoder == "random" else 0
+        probes.append(
+          sweep.make_job(
+            f"probe/{data}/{name}",
+            probing,
+            folder / "probe" / data / name,
+            needs,
+          )
+        )
+  return pretrainings + probes
+
+
+def check_data(config: ConfigDict) -> None:
+  """Finds what is missing in the data sets before hours go into pre-training.
+
+  The built-in demo set is made where it is asked for and not there.
+
+  Args:
+    config: of `configs/benchmark.py`.
+
+  Raises:
+    InputError: a data set is not prepared; one to probe on has no tags, no
+      labelled track in one of its splits, or misses test tracks of a benchmark;
+      or the pool has no track to pre-train on.
+  """
+  tasks = [
+    name for name in _names(config, "encoders") if name in config.pretrain
+  ]
+  for task in tasks:
+    data = _pretraining(config, task, 0).data
+    with _option("data.name", "pool" if config.pool else "datasets"):
+      demo.ensure(data.name, data.data_dir)
+      Tracks(data.name, data.splits, data.data_dir)
+  for name in _names(config, "datasets"):
+    data = _probing(config, "mel", name, Path()).data
+    with _option("data.name", "datasets"):
+      demo.ensure(name, data.data_dir)
+      parts = {s: Tracks(name, (s,), data.data_dir) for s in SPLITS}
+    for split, part in parts.items():
+      if not part.labels.any():
+        raise InputError(
+          f"data set {name} has no tags in {split} to probe: leave it to"
+          " --config.pool, and name others with --config.datasets"
+        )
+    _check_complete(config.probe, parts["test"])
+
+
+def _pretraining(config: ConfigDict, name: str, seed: int) -> ConfigDict:
+  one = config.pretrain[name].copy_and_resolve_references()
+  datasets = _names(config, "datasets")
+  one.seed += seed
+  one.data.name = config.pool or "+".join(datasets)
+  if config.data_dir is not None:
+    one.data.data_dir = config.data_dir
+  if config.total_steps:
+    one.total_epochs = one.total_examples = 0
+    one.total_steps = config.total_steps
+  if 0 < one.total_steps <= one.warmup_steps:
+    raise InputError(
+      f"the {one.total_steps} steps of {name} are no more than its warm-up:"
+      f" lower --config.pretrain.{name}.warmup_steps={one.warmup_steps}, or"
+      " raise --config.total_steps"
+    )
+  return one
+
+
+def _probing(
+  config: ConfigDict, encoder: str, data: str, folder: Path
+) -> ConfigDict:
+  one = config.probe.copy_and_resolve_references()
+  one.encoder, one.data.name = encoder, data
+  if config.data_dir is not None:
+    one.data.data_dir = config.data_dir
+  one.cache_dir = str(folder / "embeddings")
+  return one
+
+
+def _names(config: ConfigDict, field: str) -> list[str]:
+  """Returns the names that a field of the config lists."""
+  names = [name.strip() for name in config[field].split(",") if name.strip()]
+  if not names or len(set(names)) < len(names):
+    raise InputError(
+      f"--config.{field}={config[field]!r} names"
+      f" {'one twice' if names else 'none'}: name one or more, each once,"
+      " separated by commas"
+    )
+  return names
+
+
+@contextlib.contextmanager
+def _option(of_job: str, of_benchmark: str) -> Iterator[None]:
+  """Has an error name the benchmark's option in place of its job's."""
+  try:
+    yield
+  except InputError as error:
+    message = str(error).replace(
+      f"--config.{of_job}", f"--config.{of_benchmark}"
+    )
+    message = message.replace("--config.data.data_dir", "--config.data_dir")
+    raise InputError(message) from error
+
+
+def _check_complete(probing: ConfigDict, test: Tracks) -> None:
+  """Refuses a benchmark without all its test tracks, as its probe will."""
+  missing = test.missing["test"]
+  if missing and test.card["benchmark"] and not probing.allow_missing:
+    raise InputError(
+      f"{len(missing)} test tracks of {test.card['benchmark']} are missing from"
+      f" data set {test.name} (see skipped.csv in {test.folder}): prepare it"
+      " with these, or have the number stand beside the scores with"
+      " --config.probe.allow_missing=True"
+    )
+
+
+def _report(folder: Path) -> None:
+  """Writes the report of what there is, also where some jobs have failed."""
+  if any((folder / "probe").glob("*/*/scores.json")):
+    report.write([folder], folder / "report")
+    print(f"report: {folder / 'report'}")

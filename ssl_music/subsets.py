@@ -1,0 +1,98 @@
+"""Which training tracks' labels a study with few labels may use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ssl_music.errors import InputError
+
+
+def draw(
+  labels: np.ndarray,
+  shares: Sequence[float],
+  draws: int,
+  *,
+  seed: int,
+  stratified: bool = False,
+) -> list[dict[str, Any]]:
+  """Draws subsets of the training tracks.
+
+  Args:
+    labels: bool [tracks, T].
+    shares: of the tracks, in (0, 1].
+    draws: of every share but 1, of which there is one.
+    seed: of the draws. At random, a draw of a share holds the same draw of
+      every smaller one.
+    stratified: keep the frequencies of the tags (`stratify`).
+
+  Returns:
+    {"share", "draw", "mask": bool [tracks]} each, shares rising; a share is of
+    one track at least.
+
+  Raises:
+    InputError: a share is not in (0, 1], or repeated, or 1 is not among them.
+  """
+  if not all(0 < share <= 1 for share in shares) or 1 not in shares:
+    raise InputError(
+      f"shares of the labels are {tuple(shares)}: give numbers over 0 up to 1,"
+      " and 1 among them, with --config.probe.shares"
+    )
+  if len(set(shares)) < len(shares):
+    raise InputError(
+      f"a share of the labels is repeated in {tuple(shares)}: name each once"
+      " with --config.probe.shares"
+    )
+  tracks, found = len(labels), []
+  for share in sorted(shares):
+    for index in range(draws if share < 1 else 1):
+      rng = np.random.default_rng([seed, index])
+      count = max(1, round(share * tracks))
+      chosen = rng.permutation(tracks)[:count]
+      if stratified and count < tracks:
+        chosen = stratify(labels, count, rng)
+      mask = np.zeros(tracks, bool)
+      mask[chosen] = True
+      found.append({"share": float(share), "draw": index, "mask": mask})
+  return found
+
+
+def stratify(
+  labels: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Draws tracks among which tags are about as frequent as among all.
+
+  Iterative stratification (Sechidis et al., 2011) into the drawn and the rest:
+  the tag with the fewest undecided positives takes its turn, and each of them
+  goes to the side that lacks more of that tag.
+
+  Args:
+    labels: bool [tracks, T].
+    count: how many tracks to draw, under all of them.
+    rng: decides on the order.
+
+  Returns:
+    int [count], indices of tracks.
+  """
+  tracks = len(labels)
+  room = np.array([count, tracks - count])
+  lacking = room[:, None] / tracks * labels.sum(axis=0)  # [2, T]
+  undecided = np.ones(tracks, bool)
+  drawn = []
+  while undecided.any():
+    left = labels[undecided].sum(axis=0)
+    if left.any():
+      tag = np.argmin(np.where(left > 0, left, tracks + 1))
+      turn, lack = np.flatnonzero(undecided & labels[:, tag]), lacking[:, tag]
+    else:  # tracks without a tag
+      turn, lack = np.flatnonzero(undecided), room
+    for track in rng.permutation(turn):  # `lack` is a view that changes
+      side = int(lack[1] > lack[0])
+      if not room[side]:
+        side = 1 - side
+      room[side] -= 1
+      lacking[side] -= labels[track]
+      undecided[track] = False
+      if side == 0:
+        drawn.append(track)
+  return np.array(drawn)

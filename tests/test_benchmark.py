@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import job_functions
+import pytest
+import tiny
+
+from ssl_music import benchmark, jobs, report, sweep
+from ssl_music import config as defaults
+from ssl_music.errors import InputError
+
+FILE = Path(__file__).parent.parent / "configs" / "benchmark.py"
+
+
+@pytest.fixture
+def config(data_dir):
+  config = defaults.read(FILE, "laptop")
+  config.datasets = "tiny"
+  config.data_dir = str(data_dir)
+  return config.lock()
+
+
+def test_pretrainings_come_first_and_probes_need_them(config, tmp_path):
+  config.encoders = "contrastive,byol,random,mel"
+  config.datasets, config.seeds = "a,b", 2
+  planned = benchmark.plan(config, tmp_path)
+  names = [job["name"] for job in planned]
+  tasks = ["contrastive", "contrastive-seed1", "byol", "byol-seed1"]
+  assert names[:4] == [f"pretrain/{task}" for task in tasks]
+  assert set(names[4:]) == {
+    f"probe/{data}/{encoder}"
+    for data in "ab"
+    for encoder in [*tasks, "random", "random-seed1", "mel"]
+  }
+  assert len(names) == 4 + 14
+  found = {job["name"]: job for job in planned}
+  for name, job in found.items():
+    assert job["folder"] == tmp_path / name
+    kind, *_, encoder = name.split("/")
+    if kind == "pretrain":
+      assert job["config"].data.name == "a+b"
+      assert job["config"].data.splits == ("train", "unlabelled")
+      assert job["config"].seed == name.endswith("seed1")
+      assert job["config"].pretext.name == encoder.partition("-")[0]
+    else:
+      of_task = encoder in tasks
+      pretraining = f"pretrain/{encoder}"
+      assert job["needs"] == ((pretraining,) if of_task else ())
+      assert job["config"].encoder == (
+        str(tmp_path / pretraining)
+        if of_task
+        else encoder.removesuffix("-seed1")
+      )
+      assert job["config"].data.name == name.split("/")[1]
+      assert job["config"].cache_dir == str(tmp_path / "embeddings")
+      assert job["config"].probe.shares == (0.01, 0.05, 0.1, 0.2, 1.0)
+      assert job["config"].seed == (encoder == "random-seed1")
+    assert job["config"].data.data_dir == config.data_dir
+
+
+def test_another_seed_adds_jobs_and_keeps_the_others(config, tmp_path):
+  before = {job["name"]: job for job in benchmark.plan(config, tmp_path)}
+  config.seeds = 3
+  after = {job["name"]: job for job in benchmark.plan(config, tmp_path)}
+  assert len(after) > len(before)
+  for name, job in before.items():
+    assert after[name]["config"].to_dict() == job["config"].to_dict()
+
+
+def test_fields_of_a_task_and_steps_of_all(config, tmp_path):
+  config.pretrain.byol.total_steps = 200
+  config.pretrain.vicreg.total_steps = 0
+  config.pretrain.vicreg.total_epochs = 5
+  config.pool = "a+unlabelled"
+  steps = lambda: {
+    job["name"].removeprefix("pretrain/"): (
+      job["config"].total_steps,
+      job["config"].total_epochs,
+    )
+    for job in benchmark.plan(config, tmp_path)
+    if job["name"].startswith("pretrain/")
+  }
+  assert steps()["byol"] == (200, 0)
+  assert steps()["vicreg"] == (0, 5)
+  assert steps()["contrastive"] == (400, 0)
+  assert (
+    benchmark.plan(config, tmp_path)[0]["config"].data.name == "a+unlabelled"
+  )
+  config.total_steps = 77
+  assert set(steps().values()) == {(77, 0)}
+  config.total_steps = 40
+  with pytest.raises(InputError, match="no more than its warm-up"):
+    benchmark.plan(config, tmp_path)
+
+
+def test_the_paper_preset_is_that_of_all_its_parts():
+  config = defaults.read(FILE, "paper")
+  assert config.probe.to_dict() | {"probe": None} == (
+    defaults.probing("paper").to_dict() | {"probe": None}
+  )
+  for name, task in config.pretrain.items():
+    file = FILE.parent / f"{name}.py"
+    assert task.to_dict() == defaults.read(file, "paper").to_dict()
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"encoders": "byol,mule"}, "no encoder 'mule' to compare: .*barlow_twins"),
+    ({"encoders": "mel,mel"}, "encoders='mel,mel' names one twice"),
+    ({"encoders": ""}, "encoders='' names none"),
+    ({"datasets": " , "}, "datasets=' , ' names none"),
+    ({"datasets": "tiny,absent"}, r"no data set 'absent' .*--config\.datasets"),
+    ({"pool": "absent"}, r"no data set 'absent' .*--config\.pool"),
+    ({"datasets": "tiny,untagged"}, "untagged has no tags in train"),
+    ({"seeds": 0}, "seeds=0 is too small"),
+  ],
+)
+def test_mistakes_are_found_before_anything_runs(
+  config, tmp_path, fields, message
+):
+  config.update(fields)
+  config.data_dir = str(tmp_path / "data")
+  tiny.write(tmp_path / "data")
+  if "untagged" in fields.get("datasets", ""):
+    rows = [track | {"tags": []} for track in tiny.tracks()]
+    tiny.write(tmp_path / "data", name="untagged", rows=rows, tags=[])
+  with pytest.raises(InputError, match=message):
+    benchmark.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_pretraining_leaves_the_others_alone(
+  config, tmp_path, monkeypatch, capfd
+):
+  monkeypatch.setitem(sweep.JOBS, "pretrain", job_functions.pretrain)
+  monkeypatch.setitem(sweep.JOBS, "probe", job_functions.probe)
+  reported = []
+  monkeypatch.setattr(
+    report, "write", lambda *given: reported.append(given), raising=False
+  )
+  config.encoders = "byol,contrastive,mel"
+  folder = tmp_path / "run"
+  assert benchmark.run(config, folder) == 1
+  states = {record["name"]: record["state"] for record in jobs.read(folder)}
+  assert states == {
+    "pretrain/byol": "failed",
+    "pretrain/contrastive": "done",
+    "probe/tiny/byol": "skipped",
+    "probe/tiny/contrastive": "done",
+    "probe/tiny/mel": "done",
+  }
+  assert reported == [([folder], folder / "report")]
+  out, _ = capfd.readouterr()
+  assert "the teacher is ill: call another" in out
+  assert "mAP 0.250, ROC-AUC 0.750" in out

@@ -1,0 +1,213 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssl_music import metrics, parallel, study
+from ssl_music import study_inputs as inputs
+
+TRACKS, TAGS, SIZE = {"train": 30, "validation": 21, "test": 25}, 4, 6
+CONFIG = {
+  "hidden": (),
+  "batch": 8,
+  "steps": 12,
+  "evaluations": 3,
+  "learning_rates": (0.01, 0.1),
+  "weight_decays": (0.0, 1.0),
+  "seeds": 2,
+  "aggregation": "embeddings",
+}
+
+
+def make_data(seed=0):
+  random = np.random.default_rng(seed)
+  direction = random.standard_normal((SIZE, TAGS))
+  data = {}
+  for split, tracks in TRACKS.items():
+    counts = random.integers(1, 4, size=tracks)
+    owners = np.repeat(np.arange(tracks), counts)
+    centre = random.standard_normal((tracks, SIZE))
+    x = centre[owners] + 0.5 * random.standard_normal((len(owners), SIZE))
+    noise = random.standard_normal((tracks, TAGS))
+    data[split] = {
+      "x": (3 * x + 5).astype(np.float16),
+      "owners": owners,
+      "labels": centre @ direction + noise > 1,
+    }
+  return data
+
+
+def make_masks():
+  masks = np.zeros((3, TRACKS["train"]), bool)
+  masks[0, :3], masks[1, 5:20], masks[2] = True, True, True
+  return masks
+
+
+def run(config=None, devices=1, masks=None):
+  mesh = parallel.make_mesh(jax.devices()[:devices])
+  masks = make_masks() if masks is None else masks
+  return study.run(
+    CONFIG | (config or {}), make_data(), masks, seed=3, mesh=mesh
+  )
+
+
+@pytest.fixture(scope="module")
+def found():
+  return run()
+
+
+def one_by_one(config, data, mask, seed, subset, rate, decay):
+  """Trains one probe as a plain loop; returns validation mAP and logits."""
+  model = study.Probe((*config["hidden"], TAGS))
+  x = data["train"]["x"].astype(np.float64)
+  mean, deviation = x.mean(axis=0), x.std(axis=0)
+  scale = lambda v: (v.astype(np.float64) - mean) / deviation
+  rows = np.flatnonzero(mask[data["train"]["owners"]])
+  y = data["train"]["labels"][data["train"]["owners"]]
+  group = {"rows": rows, "seed": seed, "subset": subset}
+  params = model.init(jax.random.key(seed), x[:1])
+  optimizer = optax.adamw(
+    optax.cosine_decay_schedule(rate, config["steps"]), weight_decay=decay
+  )
+  state = optimizer.init(params)
+  tracks = {}
+  for split in ("validation", "test"):
+    part = data[split]
+    tracks[split] = np.stack(
+      [
+        scale(part["x"][part["owners"] == track]).mean(axis=0)
+        for track in range(TRACKS[split])
+      ]
+    )
+
+  def loss(params, x, y):
+    logits = model.apply(params, x)
+    p = jax.nn.log_sigmoid(logits) * y + jax.nn.log_sigmoid(-logits) * (1 - y)
+    return -p.mean()
+
+  best = -1.0, None
+  batches = inputs.minibatches(group, config["batch"], config["steps"])
+  for step, chosen in enumerate(batches, 1):
+    grads = jax.grad(loss)(params, jnp.asarray(scale(x[chosen])), y[chosen])
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    if step % (config["steps"] // config["evaluations"]) == 0:
+      logits = model.apply(params, tracks["validation"])
+      labels = data["validation"]["labels"]
+      quality = metrics.scores(labels, logits, range(TAGS))["map_macro"]
+      if quality > best[0]:
+        best = quality, (step, model.apply(params, tracks["test"]))
+  return best
+
+
+def test_equals_probes_trained_one_by_one(found):
+  data, masks = make_data(), make_masks()
+  for subset, one in ((0, 1), (1, 0), (2, 1)):
+    every = {
+      (rate, decay): one_by_one(
+        CONFIG, data, masks[subset], 3 + one, subset, rate, decay
+      )
+      for rate in CONFIG["learning_rates"]
+      for decay in CONFIG["weight_decays"]
+    }
+    chosen = found["chosen"][subset][one]
+    quality = max(best for best, _ in every.values())
+    assert chosen["validation_map"] == pytest.approx(quality, abs=1e-5)
+    name = next(
+      n for n in every if np.allclose(n, [*chosen.values()][1:3], rtol=1e-6)
+    )
+    best, (step, logits) = every[name]
+    assert best == pytest.approx(quality, abs=1e-6)
+    assert chosen["step"] == step
+    np.testing.assert_allclose(
+      found["logits"][subset, one], logits, rtol=2e-3, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_devices_and_blocks_make_no_difference(monkeypatch, hidden):
+  one = run({"hidden": hidden})
+  many = run({"hidden": hidden}, devices=8)
+  monkeypatch.setattr(study, "_MEMORY", 1)  # a group at a time
+  alone = run({"hidden": hidden}, masks=make_masks())
+  for other in (many, alone):
+    np.testing.assert_allclose(
+      one["logits"], other["logits"], rtol=1e-4, atol=1e-4
+    )
+  assert one["logits"].shape == (3, 2, TRACKS["test"], TAGS)
+
+
+def test_what_is_averaged(monkeypatch, found):
+  """Of a linear probe, embeddings and logits come to the same."""
+  monkeypatch.setattr(inputs, "SEGMENTS", 16)
+  monkeypatch.setattr(inputs, "TRACKS", 4)
+  logits = run({"aggregation": "logits"})["logits"]
+  np.testing.assert_allclose(logits, found["logits"], rtol=1e-3, atol=1e-3)
+  again = run()["logits"]
+  np.testing.assert_allclose(again, found["logits"], rtol=1e-3, atol=1e-3)
+
+
+def test_probabilities_are_averaged():
+  """Against the same probe applied to each segment as a track of its own."""
+  config = {"evaluations": 1, "learning_rates": (0.1,), "weight_decays": (0,)}
+  config |= {"seeds": 1}
+  mesh, masks = parallel.make_mesh(jax.devices()[:1]), make_masks()[2:]
+  data = make_data()
+  odds = study.run(
+    CONFIG | config | {"aggregation": "probabilities"},
+    data,
+    masks,
+    seed=0,
+    mesh=mesh,
+  )["logits"][0, 0]
+  test = data["test"]
+  owners = test["owners"]
+  segments = {
+    "owners": np.arange(len(owners)),
+    "labels": test["labels"][owners],
+  }
+  alone = data | {"test": {"x": test["x"], **segments}}
+  each = study.run(CONFIG | config, alone, masks, seed=0, mesh=mesh)["logits"]
+  p = 1 / (1 + np.exp(-each[0, 0].astype(np.float64)))
+  mean = np.stack([p[owners == t].mean(axis=0) for t in range(TRACKS["test"])])
+  np.testing.assert_allclose(1 / (1 + np.exp(-odds)), mean, atol=1e-5)
+
+
+def test_selection_follows_the_metric():
+  random = np.random.default_rng(0)
+  labels = random.random((40, 5)) < [0, 0.1, 0.5, 0.9, 1]
+  scores = random.standard_normal((3, 40, 5)).astype(np.float32)
+  scores[1] -= 9  # of one sign
+  expected = [
+    metrics.scores(labels, one, range(5))["map_macro"] for one in scores
+  ]
+  np.testing.assert_allclose(
+    study.macro_map(labels, scores), expected, rtol=1e-5
+  )
+
+
+def test_selection_counts_ties_against_and_nothing_for_what_is_no_number():
+  labels = np.array([[True], [False], [False], [False]])
+  scores = np.zeros((3, 4, 1), np.float32)
+  scores[1, 0], scores[2, 3] = 1, np.nan
+  np.testing.assert_allclose(study.macro_map(labels, scores), [0.25, 1, 0])
+
+
+def test_minibatches_take_every_segment_before_any_comes_again():
+  group = {"rows": np.arange(10, 17), "seed": 0, "subset": 2}
+  batches = inputs.minibatches(group, 4, 21)
+  assert batches.shape == (21, 4)
+  epochs = batches.ravel().reshape(-1, 7)
+  assert (np.sort(epochs, axis=1) == np.arange(10, 17)).all()
+  assert len(np.unique(epochs, axis=0)) > 1
+  other = inputs.minibatches(group | {"subset": 1}, 4, 21)
+  assert (batches != other).any()
+
+
+def test_moments():
+  x = np.random.default_rng(0).standard_normal((9_000, 3)) * [1, 1e-3, 50]
+  x = (x + np.array([0, 900, -3])).astype(np.float32)
+  mean, deviation = inputs.moments(x)
+  np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-9)
+  np.testing.assert_allclose(deviation, x.astype(np.float64).std(0), rtol=1e-6)
