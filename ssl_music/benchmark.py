@@ -16,6 +16,9 @@ from ssl_music.probe import SPLITS
 
 # Encoders that are probed without being trained; "random" has a seed.
 FLOORS = ("random", "mel")
+# A network that learns the tags from the start, and a task's that learns them
+# after, "finetune-byol".
+SCRATCH, TUNED = "supervised", "finetune-"
 
 
 def run(config: ConfigDict, folder: str | Path) -> int:
@@ -60,40 +63,43 @@ def plan(config: ConfigDict, folder: str | Path) -> list[dict[str, Any]]:
   folder = Path(folder)
   encoders = _names(config, "encoders")
   datasets = _names(config, "datasets")
-  known = (*config.pretrain, *FLOORS)
+  tasks = [name for name in encoders if name in config.pretrain]
   for name in encoders:
-    if name not in known:
+    known = (*config.pretrain, *FLOORS, SCRATCH)
+    if name not in known and name.removeprefix(TUNED) not in tasks:
       raise InputError(
         f"no encoder {name!r} to compare: set --config.encoders to some of"
-        f" {', '.join(known)}"
+        f" {', '.join(known)}, or {TUNED}NAME beside the NAME of a task"
       )
-  pretrainings, probes = [], []
-  for encoder in encoders:
-    for seed in range(1 if encoder == "mel" else config.seeds):
-      name = encoder if seed == 0 else f"{encoder}-seed{seed}"
+  pretrainings, scored = {}, []
+  for seed in range(config.seeds):
+    for task in tasks:
+      name = _with_seed(task, seed)
+      pretrainings[name] = sweep.make_job(
+        f"pretrain/{name}",
+        _pretraining(config, task, seed),
+        folder / "pretrain" / name,
+      )
+    for encoder in encoders:
+      if seed and encoder == "mel":
+        continue
       source, needs = encoder, []
-      if encoder not in FLOORS:
-        pretraining = sweep.make_job(
-          f"pretrain/{name}",
-          _pretraining(config, encoder, seed),
-          folder / "pretrain" / name,
-        )
-        pretrainings.append(pretraining)
-        source, needs = str(pretraining["folder"]), [pretraining["name"]]
+      task = encoder.removeprefix(TUNED)
+      if task in tasks:
+        trained = pretrainings[_with_seed(task, seed)]
+        source, needs = str(trained["folder"]), [trained["name"]]
+      name = _with_seed(encoder, seed)
       for data in datasets:
-        probing = _probing(config, source, data, folder)
-        # Draws and probes of a trained encoder have the same seeds whatever
-        # its own; of an untrained one the seed is all that differs.
-        probing.seed += seed if encoder == "random" else 0
-        probes.append(
-          sweep.make_job(
-            f"probe/{data}/{name}",
-            probing,
-            folder / "probe" / data / name,
-            needs,
-          )
-        )
-  return pretrainings + probes
+        if task == encoder != SCRATCH:
+          one = _probing(config, source, data, folder)
+          # Draws and probes of a trained encoder have the same seeds whatever
+          # its own; of an untrained one the seed is all that differs.
+          one.seed += seed if encoder == "random" else 0
+        else:
+          one = _tuning(config, source, data, seed)
+        where = folder / "probe" / data / name
+        scored.append(sweep.make_job(f"probe/{data}/{name}", one, where, needs))
+  return [*pretrainings.values(), *scored]
 
 
 def check_data(config: ConfigDict) -> None:
@@ -159,6 +165,23 @@ def _probing(
     one.data.data_dir = config.data_dir
   one.cache_dir = str(folder / "embeddings")
   return one
+
+
+def _tuning(
+  config: ConfigDict, encoder: str, data: str, seed: int
+) -> ConfigDict:
+  one = config.finetune.copy_and_resolve_references()
+  one.encoder = "random" if encoder == SCRATCH else encoder
+  one.data.name = data
+  one.allow_missing = config.probe.allow_missing
+  one.seed += seed
+  if config.data_dir is not None:
+    one.data.data_dir = config.data_dir
+  return one
+
+
+def _with_seed(name: str, seed: int) -> str:
+  return name if seed == 0 else f"{name}-seed{seed}"
 
 
 def _names(config: ConfigDict, field: str) -> list[str]:

@@ -180,7 +180,7 @@ def benchmark(preset: str = "laptop") -> ConfigDict:
 
   Returns:
     a config to which `configs/benchmark.py` adds "pretrain", the config of each
-    pretext task by its name.
+    pretext task by its name, and "finetune".
 
   Raises:
     InputError: no such preset.

@@ -14,7 +14,13 @@ from ssl_music.errors import InputError
 from ssl_music.lock import hold
 
 # What may change when a run is resumed: it does not change its numbers.
-FREE = ("data.data_dir", "data.workers", "log_every_", "on_collapse")
+FREE = (
+  "data.data_dir",
+  "data.workers",
+  "cache_dir",
+  "log_every_",
+  "on_collapse",
+)
 
 
 class Stopped(Exception):

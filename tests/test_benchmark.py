@@ -24,7 +24,7 @@ def test_pretrainings_come_first_and_probes_need_them(config, tmp_path):
   config.datasets, config.seeds = "a,b", 2
   planned = benchmark.plan(config, tmp_path)
   names = [job["name"] for job in planned]
-  tasks = ["contrastive", "contrastive-seed1", "byol", "byol-seed1"]
+  tasks = ["contrastive", "byol", "contrastive-seed1", "byol-seed1"]
   assert names[:4] == [f"pretrain/{task}" for task in tasks]
   assert set(names[4:]) == {
     f"probe/{data}/{encoder}"
@@ -55,6 +55,25 @@ def test_pretrainings_come_first_and_probes_need_them(config, tmp_path):
       assert job["config"].probe.shares == (0.01, 0.05, 0.1, 0.2, 1.0)
       assert job["config"].seed == (encoder == "random-seed1")
     assert job["config"].data.data_dir == config.data_dir
+
+
+def test_networks_that_learn_the_tags(config, tmp_path):
+  config.encoders = "byol,finetune-byol,supervised"
+  config.datasets, config.seeds = "a,b", 2
+  found = {job["name"]: job for job in benchmark.plan(config, tmp_path)}
+  assert len(found) == 2 + 2 * 3 * 2
+  scratch = found["probe/b/supervised-seed1"]
+  assert scratch["config"].job == "finetune"
+  assert (scratch["config"].encoder, scratch["needs"]) == ("random", ())
+  assert (scratch["config"].seed, scratch["config"].data.name) == (1, "b")
+  tuned = found["probe/a/finetune-byol-seed1"]
+  assert tuned["config"].job == "finetune"
+  assert tuned["config"].encoder == str(tmp_path / "pretrain" / "byol-seed1")
+  assert tuned["needs"] == ("pretrain/byol-seed1",)
+  assert found["probe/a/byol"]["config"].job == "probe"
+  config.encoders = "finetune-byol,mel"
+  with pytest.raises(InputError, match=r"'finetune-byol' .* beside the NAME"):
+    benchmark.plan(config, tmp_path)
 
 
 def test_another_seed_adds_jobs_and_keeps_the_others(config, tmp_path):

@@ -8,14 +8,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
-  {"errors", "lock", "progress", "results"},
+  {"errors", "lock", "progress", "results", "published", "page", "drawing"},
   {"augment", "metrics", "schedules", "diagnostics", "collapse", "parallel"},
-  {"config", "optimizer"},
-  {"models"},
+  {"bootstrap", "config", "optimizer", "subsets"},
+  {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
-  {"features", "online"},
-  {"train", "probe"},
-  {"main", "prepare", "report"},
+  {"features", "online", "jobs", "summary"},
+  {"embeddings", "study", "study_inputs"},
+  {"train", "probe", "report"},
+  {"finetune", "sweep"},
+  {"benchmark"},
+  {"main", "prepare"},
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 
