@@ -31,7 +31,8 @@ fi
 
 if [ "${1:-}" = test ]; then
   shift
-  exec .venv/bin/python -m pytest "$@"
+  # Two processes, each with whole files, whose tests share what they make.
+  exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
 fi
 
 run() { .venv/bin/python -m ssl_music.main "$@"; }

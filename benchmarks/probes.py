@@ -136,7 +136,11 @@ def compare(config: dict, data: dict, every: int) -> None:
     + "|"
   )
   for name, run, taken, whole, by_share in rows:
-    scores = " | ".join(f"{np.mean(by_share[share]):.3f}" for share in shares)
+    # With a large `--every`, no probe of a share may have been run.
+    scores = " | ".join(
+      f"{np.mean(by_share[share]):.3f}" if share in by_share else "–"
+      for share in shares
+    )
     print(
       f"| {name} | {run} | {taken:.1f} | {whole:.1f} |"
       f" {whole / rows[0][3]:.1f} | {scores} |"

@@ -56,5 +56,5 @@ def get_config(preset: str = "laptop") -> ConfigDict:
       config[f"{name}_steps"] = 0
     config.total_epochs = 100
     config.warmup_epochs = 5
-    config.save_every_epochs = 2
+    config.save_every_epochs = 5
   return config

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ssl_music import results
@@ -57,7 +56,7 @@ def ends(trainings: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
   }
   rows: list[list[Any]] = [["run", "task", "seed", "steps", *fields.values()]]
   rows[0].append("collapsed")
-  for name, one in names(trainings).items():
+  for name, one in results.names(trainings).items():
     last: dict[str, float] = {}
     for entry in one["entries"]:  # the online probe's fields come now and then
       last |= finite(entry)
@@ -69,15 +68,6 @@ def ends(trainings: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
   return rows
 
 
-def names(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-  """Names runs by as much of their folders as tells them apart."""
-  parts = [Path(run["folder"]).absolute().parts for run in runs]
-  depth = 1
-  while len({p[-depth:] for p in parts}) < len(parts) and depth < 50:
-    depth += 1
-  return {"/".join(p[-depth:]): run for p, run in zip(parts, runs, strict=True)}
-
-
 def settings(
   probes: Sequence[Mapping[str, Any]], trainings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -85,7 +75,9 @@ def settings(
   blocks: list[dict[str, Any]] = []
   for what, runs in (("pre-trainings", trainings), ("probes", probes)):
     known = {
-      name: run["config"] for name, run in names(runs).items() if run["config"]
+      name: run["config"]
+      for name, run in results.names(runs).items()
+      if run["config"]
     }
     if len(known) < 2:
       continue
@@ -155,7 +147,9 @@ def caveats(panels: Panels) -> list[str]:
     bare = [n for n, one in groups.items() if one["resamples"] is None]
     if bare:
       found.append(
-        f"{title}: no resamples that can be compared of {', '.join(bare)}."
+        f"{title}: no resamples that can be compared of {', '.join(bare)};"
+        " where an older program scored them, their intervals of mAP are not"
+        " corrected."
       )
     single = [
       n for n, g in groups.items() if n != "mel" and len(g["runs"]) == 1

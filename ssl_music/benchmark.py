@@ -3,16 +3,16 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_music import jobs, report, sweep
+from ssl_music import finetune, jobs, probe, report, sweep, train
 from ssl_music.config import check_numbers
 from ssl_music.data import demo
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
-from ssl_music.probe import SPLITS
 
 # Encoders that are probed without being trained; "random" has a seed.
 FLOORS = ("random", "mel")
@@ -38,6 +38,7 @@ def run(config: ConfigDict, folder: str | Path) -> int:
       has run; or another process is running in the folder.
   """
   planned = plan(config, folder)
+  check_settings(config)
   check_data(config)
   code = jobs.run(planned, folder)
   if code < 128:  # no signal asked to stop
@@ -102,6 +103,35 @@ def plan(config: ConfigDict, folder: str | Path) -> list[dict[str, Any]]:
   return [*pretrainings.values(), *scored]
 
 
+def check_settings(config: ConfigDict) -> None:
+  """Finds mistakes in the jobs' settings, before hours go into pre-training.
+
+  Whether batches divide over the devices is left to the jobs: this process must
+  not take the devices' memory.
+
+  Args:
+    config: of `configs/benchmark.py`.
+
+  Raises:
+    InputError: the first one found, with the benchmark's own option.
+  """
+  alone = SimpleNamespace(size=1)  # in place of a mesh of devices
+  data = _names(config, "datasets")[0]
+  encoders = _names(config, "encoders")
+  for name in encoders:
+    if name in config.pretrain:
+      with _option("", f"pretrain.{name}."):
+        train.check(_pretraining(config, name, 0), alone)
+  with _option("", "probe."):
+    one = _probing(config, "mel", data, Path())
+    probe.check(one, alone.size)
+  if any(name == SCRATCH or name.startswith(TUNED) for name in encoders):
+    with _option("", "finetune."):
+      one = _tuning(config, SCRATCH, data, 0)
+      train.check(one, alone)
+      finetune.check(one, alone)
+
+
 def check_data(config: ConfigDict) -> None:
   """Finds what is missing in the data sets before hours go into pre-training.
 
@@ -127,7 +157,7 @@ def check_data(config: ConfigDict) -> None:
     data = _probing(config, "mel", name, Path()).data
     with _option("data.name", "datasets"):
       demo.ensure(name, data.data_dir)
-      parts = {s: Tracks(name, (s,), data.data_dir) for s in SPLITS}
+      parts = {s: Tracks(name, (s,), data.data_dir) for s in probe.SPLITS}
     for split, part in parts.items():
       if not part.labels.any():
         raise InputError(
@@ -225,4 +255,4 @@ def _report(folder: Path) -> None:
   """Writes the report of what there is, also where some jobs have failed."""
   if any((folder / "probe").glob("*/*/scores.json")):
     report.write([folder], folder / "report")
-    print(f"report: {folder / 'report'}")
+    print(f"report: {folder / 'report' / report.PAGE}")

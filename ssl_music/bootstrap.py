@@ -15,6 +15,8 @@ from ssl_music.metrics import METRICS, areas, checked, decidable, rank
 # So many resamples are scored at a time: enough to hide Python's overhead, few
 # enough for the weights of a tag's groups to stay in the processor's cache.
 _BLOCK = 128
+# So many weights of a micro score are held at a time, 128 MB.
+_WEIGHTS = 2**24
 
 # The bias of macro average precision was 1.5 to 1.9 times the further bias that
 # resamples show: 20 tags had by 1 to 20 % of 300, 1,000 and 4,000 tracks.
@@ -27,17 +29,18 @@ class _Tagger:
   Attributes:
     tracks: N.
     tags: a ranking for each of T tags.
-    by_track: None, or the ranking of all N·T pairs, for weights of tracks.
-    by_pair: None, or the same for weights of pairs; only made if needed.
+    alone: bool [T], the tags that some draw has lost so far, whose pairs weigh
+      what their track does or nothing.
+    pooled: None, or the ranking of all N·T pairs, for weights of tracks and
+      then of tracks for each tag of `alone`.
   """
 
   def __init__(self, labels: np.ndarray, scores: np.ndarray, micro: bool):
     self.tracks, tags = labels.shape
     self.tags = [rank(labels[:, t], scores[:, t]) for t in range(tags)]
-    self._pairs = labels.ravel(), scores.ravel()
-    owners = np.repeat(np.arange(self.tracks), tags)
-    self.by_track = rank(*self._pairs, owners) if micro else None
-    self.by_pair = None
+    self._pairs = labels, scores
+    self.alone = np.zeros(tags, bool)
+    self.pooled = self._pool() if micro else None
 
   def score(self, counts: np.ndarray) -> np.ndarray:
     """Scores resamples with counts [N, R]: [4, R], without micro [2, R]."""
@@ -45,18 +48,33 @@ class _Tagger:
     defined = ~np.isnan(tagwise[:, 0])  # [T, R]
     with np.errstate(invalid="ignore"):
       macro = np.nansum(tagwise, axis=0) / defined.sum(axis=0)  # [2, R]
-    if self.by_track is None:
+    if self.pooled is None:
       return macro
-    # A pair weighs what its track does, unless the draw has lost its tag.
-    micro = np.stack(areas(self.by_track @ counts))
-    lost = ~defined.all(axis=0)
-    if lost.any():
-      if self.by_pair is None:
-        self.by_pair = rank(*self._pairs)
-      weights = counts[:, None, lost] * defined[:, lost]  # [N, T, lost]
-      weights = weights.reshape(-1, weights.shape[-1])
-      micro[:, lost] = areas(self.by_pair @ weights)
-    return np.concatenate([macro, micro])
+    lost = ~defined.all(axis=1)
+    if (lost & ~self.alone).any():
+      self.alone |= lost
+      self.pooled = self._pool()
+    # As few resamples at a time as keep the weights small.
+    size = self.tracks * (1 + self.alone.sum())
+    pieces = range(0, counts.shape[1], max(_WEIGHTS // size, 1))
+    micro = [
+      self._micro(
+        counts[:, i : i + pieces.step], defined[:, i : i + pieces.step]
+      )
+      for i in pieces
+    ]
+    return np.concatenate([macro, np.concatenate(micro, axis=1)])
+
+  def _micro(self, counts: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    """Scores resamples [N, R] in which the tags [T, R] are defined: [2, R]."""
+    alone = [counts * defined[tag] for tag in np.flatnonzero(self.alone)]
+    return np.stack(areas(self.pooled @ np.concatenate([counts, *alone])))
+
+  def _pool(self):
+    labels, scores = self._pairs
+    columns = np.where(self.alone, np.cumsum(self.alone), 0) * self.tracks
+    owners = np.arange(self.tracks)[:, None] + columns
+    return rank(labels.ravel(), scores.ravel(), owners.ravel())
 
 
 def _draw(

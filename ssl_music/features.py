@@ -271,7 +271,12 @@ def _random_variables(config: Mapping, tracks: Tracks) -> dict[str, Any]:
   samples = round(config["data"]["seconds"] * audio.SAMPLE_RATE)
   key = jax.random.key(config["seed"])
   silence = encoder.spectrogram(config, jnp.zeros((2, samples)))
-  variables = jax.jit(lambda: network.init(key, silence, train=True))()
+  # As of `step.init_state`: it would take longer to optimise than to run.
+  init = jax.jit(
+    lambda: network.init(key, silence, train=True),
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
+  variables = init()
 
   @jax.jit
   def update(variables, waveform):

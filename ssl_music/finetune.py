@@ -76,7 +76,7 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   """
   folder, mesh = Path(folder), parallel.make_mesh()
   config, backbone, described = start_from_encoder(config)
-  _check(config, mesh)
+  check(config, mesh)
   train.check(config, mesh)
   demo.ensure(config.data.name, config.data.data_dir)
   parts = {
@@ -117,13 +117,8 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     )
     scores |= summary
     scores["shares"] = [
-      {
-        "share": 1.0,
-        "tracks": len(scored["train"].used),
-        "test": summary["test"],
-        "interval": summary["interval"],
-        "by_draw": summary["by_seed"],  # one of either
-      }
+      {"share": 1.0, "tracks": len(scored["train"].used)}
+      | scoring.of_one_draw(summary)
     ]
     scores["chosen"] = [_chosen(config, folder, best)]
     ids = [test.tracks.ids[track] for track in test.used]
@@ -253,8 +248,16 @@ def make_predict(config: ConfigDict, tags: int, mesh: Mesh) -> Callable:
   return predict
 
 
-def _check(config: ConfigDict, mesh: Mesh) -> None:
-  """Finds mistakes in what the config has besides pre-training's."""
+def check(config: ConfigDict, mesh: Mesh) -> None:
+  """Finds mistakes in what the config has besides pre-training's.
+
+  Args:
+    config: of `configs/finetune.py`.
+    mesh: of devices.
+
+  Raises:
+    InputError: the first one found.
+  """
   check_numbers(config, ["embed_batch", "resamples"])
   parallel.check_divides(config.embed_batch, mesh.size)
   if config.pretext.name != "supervised":
@@ -262,6 +265,11 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
       f"fine-tuning learns tags, not {config.pretext.name}: leave"
       " --config.pretext.name as it is, and name the encoder by"
       " --config.encoder"
+    )
+  if tuple(config.data.splits) != ("train",):
+    raise InputError(
+      f"fine-tuning learns from train, not {tuple(config.data.splits)}, and is"
+      " scored on validation and test: leave --config.data.splits as it is"
     )
   if config.aggregation not in study.AGGREGATIONS:
     raise InputError(

@@ -75,11 +75,27 @@ def _parse(argv: Sequence[str]) -> list[str]:
     flags.Error,
   ) as error:
     message = str(error.args[0] if error.args else error).strip()
+    message = _unknown_field(error, argv) or message
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     # Of a traceback inside the message, the last line says what is wrong.
     said = lines[-1] if "Traceback" in message else " ".join(lines[:2])
     raise InputError(f"{said} (see --help)") from error
   return remaining
+
+
+def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
+  """Says which flag names a field that the config lacks; "" if none does."""
+  cause = error.args[0] if error.args else None
+  if not isinstance(cause, KeyError):
+    return ""
+  # The second line, if any, is "Did you mean …?".
+  name, _, alike = str(cause.args[0]).partition("\n")
+  for argument in argv:
+    flag = argument.partition("=")[0]
+    if flag.startswith("--config.") and flag.endswith("." + name.strip("'")):
+      hint = f": {alike[0].lower()}{alike[1:]}" if alike else ""
+      return f"the config has no field {flag}{hint}"
+  return ""
 
 
 if __name__ == "__main__":

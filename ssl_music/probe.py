@@ -1,5 +1,6 @@
 """The probe: what a frozen encoder's embeddings tell about tags."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   """
   folder = Path(folder)
   mesh = parallel.make_mesh()
-  _check(config, mesh.size)
+  check(config, mesh.size)
   demo.ensure(config.data.name, config.data.data_dir)
   parts = {
     split: Tracks(config.data.name, (split,), config.data.data_dir)
@@ -94,7 +95,7 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     )
     whole = found["logits"][-1]  # shares rise to 1
     scores = frozen.described | {
-      "name": frozen.described.get("pretext", config.encoder),
+      "name": _label(frozen.described),
       "data": config.data.name,
       "benchmark": benchmark_name(parts["test"], tags),
       "as_published": parts["test"].card["as_published"],
@@ -111,13 +112,18 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
       labels["test"], whole, tags, resamples=resamples
     )
     scores |= summary
+    *few, every = _by_share(chosen).items()
     scores["shares"] = [
       {"share": share, "tracks": int(masks[places[0]].sum())}
       | scoring.summarise_draws(
         labels["test"], found["logits"][places], tags, resamples=resamples
       )
-      for share, places in _by_share(chosen).items()
+      for share, places in few
     ]
+    scores["shares"].append(
+      {"share": every[0], "tracks": len(used["train"])}
+      | scoring.of_one_draw(summary)
+    )
     scores["chosen"] = [
       {"share": one["share"], "draw": one["draw"]} | picked
       for one, every in zip(chosen, found["chosen"], strict=True)
@@ -214,7 +220,16 @@ def choose_tags(
   return columns
 
 
-def _check(config: ConfigDict, devices: int) -> None:
+def check(config: ConfigDict, devices: int) -> None:
+  """Finds mistakes of the config that would be hard to read later.
+
+  Args:
+    config: of `config.probing`.
+    devices: their number.
+
+  Raises:
+    InputError: the first one found.
+  """
   given = config.probe
   sizes = ("segments", "batch", "steps", "evaluations", "seeds", "draws")
   positive = [f"probe.{name}" for name in (*sizes, "resamples")]
@@ -232,11 +247,25 @@ def _check(config: ConfigDict, devices: int) -> None:
       f" one of {', '.join(study.AGGREGATIONS)}"
     )
   for name in ("learning_rates", "weight_decays"):
-    if not given[name] or min(given[name]) < 0:
+    sound = lambda one: isinstance(one, int | float) and 0 <= one < math.inf
+    if not given[name] or not all(map(sound, given[name])):
       raise InputError(
-        f"--config.probe.{name}={tuple(given[name])}: give one or more numbers"
-        " that are not negative"
+        f"--config.probe.{name}={tuple(given[name])}: give one or more finite"
+        " numbers that are not negative"
       )
+  if not all(isinstance(size, int) and size > 0 for size in given.hidden):
+    raise InputError(
+      f"--config.probe.hidden={tuple(given.hidden)} are no sizes of layers:"
+      " give whole numbers of 1 or more, or () for a linear probe"
+    )
+  subsets.check(given.shares)
+
+
+def _label(described: Mapping[str, Any]) -> str:
+  """Returns what tables and figures call an encoder."""
+  name = described.get("pretext", described["encoder"])
+  # By "supervised" goes what is scored by its own head, of `finetune`.
+  return "supervised (probed)" if name == "supervised" else name
 
 
 def _by_share(chosen: Sequence[Mapping]) -> dict[float, list[int]]:

@@ -8,6 +8,8 @@ private catalogue, so that a difference from them is one of scale first. The
 100 % points of figure 2 are not figure 1's.
 """
 
+from collections.abc import Mapping
+
 SOURCE = "arXiv:2404.09177, figures read off the poster, ±0.0005"
 SCALE = "pre-trained on about 4 million private tracks, 999 × 512 steps"
 SHARES = (0.01, 0.05, 0.1, 0.2, 1.0)
@@ -93,3 +95,20 @@ def beside(
     }
     for encoder, values in FIGURE_1.get(benchmark, {}).items()
   }
+
+
+def beside_all(
+  panels: Mapping[str, Mapping[str, Mapping]],
+) -> dict[str, dict[str, dict[str, object]]]:
+  """Returns {panel's title: `beside` of its benchmark}, where there is any.
+
+  Args:
+    panels: of `results.panels`.
+  """
+  found = {}
+  for title, groups in panels.items():
+    first = next(iter(groups.values()))["runs"][0]
+    scores = beside(first["benchmark"], first["as_published"])
+    if scores:
+      found[title] = scores
+  return found

@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_music import appendix, drawing, page, results, summary, workdir
+from ssl_music import (
+  appendix,
+  drawing,
+  page,
+  published,
+  results,
+  summary,
+  workdir,
+)
 from ssl_music.errors import InputError, report
 
 PAGE = "index.html"  # by which a report's folder is known, too
@@ -192,6 +200,11 @@ def _write(
     out.parent / f".{out.name}.{kind}-{os.getpid()}"
     for kind in ("partial", "old")
   )
+  # What killed processes left of theirs.
+  kinds = f".{out.name}.partial-", f".{out.name}.old-"
+  for stale in out.parent.iterdir() if out.parent.is_dir() else ():
+    if stale.name.startswith(kinds):
+      shutil.rmtree(stale, ignore_errors=True)
   try:
     partial.mkdir(parents=True)
     _fill(partial, probes, trainings, skipped)
@@ -229,7 +242,7 @@ def _fill(
   found = {
     "scores": appendix.plain(panels),
     "comparison": compared,
-    "published": summary.published_beside(panels),
+    "published": published.beside_all(panels),
     "trainings": [
       {
         "folder": str(one["folder"]),

@@ -120,13 +120,23 @@ def label(scores: Mapping[str, Any]) -> str:
   return scores["name"] + (f" ({', '.join(ways)})" if ways else "")
 
 
+def names(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+  """Names runs by as much of their folders as tells them apart."""
+  parts = [Path(run["folder"]).absolute().parts for run in runs]
+  depth = 1
+  while len({p[-depth:] for p in parts}) < len(parts) and depth < 50:
+    depth += 1
+  return {"/".join(p[-depth:]): run for p, run in zip(parts, runs, strict=True)}
+
+
 def panels(
   probes: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
   """Groups probes by what they are scored on, then by encoder.
 
   Scores of two fingerprints never meet: such a data set's panels have the
-  fingerprint in their titles.
+  fingerprint in their titles. Nor do scores of one encoder that do not differ
+  in its seed, but in some other setting: their labels have their folders.
 
   Args:
     probes: of `read_probe`.
@@ -139,15 +149,28 @@ def panels(
   for one in probes:
     key = one["data"], one["fingerprint"]
     found.setdefault(key, {}).setdefault(label(one), []).append(one)
-  names = [data for data, _ in found]
+  datasets = [data for data, _ in found]
   result = {}
   for (data, fingerprint), members in sorted(found.items()):
-    title = data if names.count(data) == 1 else f"{data} ({fingerprint})"
-    groups = {name: group(runs) for name, runs in members.items()}
+    title = data if datasets.count(data) == 1 else f"{data} ({fingerprint})"
+    groups = {
+      name: group(runs)
+      for of_one, together in members.items()
+      for name, runs in _apart(of_one, together).items()
+    }
     result[title] = dict(
       sorted(groups.items(), key=lambda g: (-g[1]["test"]["map_macro"], g[0]))
     )
   return result
+
+
+def _apart(
+  name: str, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+  """Returns runs that differ in their seeds together, others one by one."""
+  if len({run.get("seed") for run in runs}) == len(runs):
+    return {name: runs}
+  return {f"{name} ({folder})": [run] for folder, run in names(runs).items()}
 
 
 def group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -311,6 +334,9 @@ def table(scores: Sequence[Mapping[str, Any]]) -> str:
     tracks = f"{one['tracks']['test']}{missing_test(one)}"
     encoder = one["encoder"]
     encoder += " (teacher)" if one.get("network") == "teacher" else ""
+    name = one.get("name", "")  # what learns the tags starts from an encoder
+    encoder += " (fine-tuned)" if name.startswith("finetune:") else ""
+    encoder = "supervised" if name == "supervised" else encoder
     rows.append([encoder, data_name(one), tracks, *cells])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rows.insert(1, ["-" * width for width in widths])

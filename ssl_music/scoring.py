@@ -88,6 +88,14 @@ def summarise_draws(
   }
 
 
+def of_one_draw(summary: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `summarise_draws` would of the one draw of a `summarise`."""
+  by_draw = {name: [value] for name, value in summary["test"].items()}
+  return {key: summary[key] for key in ("test", "interval")} | {
+    "by_draw": by_draw
+  }
+
+
 def save(
   folder: Path,
   scores: Mapping[str, Any],

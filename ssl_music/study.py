@@ -20,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ssl_music import parallel, progress
 from ssl_music import study_inputs as inputs
+from ssl_music.errors import InputError
 from ssl_music.parallel import AXIS
 
 AGGREGATIONS = ("embeddings", "logits", "probabilities")
@@ -62,9 +63,11 @@ def run(
 
   Args:
     config: the config's "probe".
-    data: of each split "x", embeddings of segments [N, D]; "owners", the track
-      of each, int [N], rising; "labels" of those tracks, bool [tracks, T].
-    subsets: masks of the training tracks, bool [tracks] each.
+    data: of each of "train", "validation" and "test": "x", finite embeddings
+      of segments [N, D]; "owners", the track of each, int [N], rising, every
+      track with one segment or more; "labels" of those tracks, bool
+      [tracks, T].
+    subsets: masks of the training tracks, bool [tracks] each, none empty.
     seed: the first of `config["seeds"]` seeds.
     mesh: of devices.
 
@@ -72,13 +75,15 @@ def run(
     "logits" of test tracks, float32 [subsets, seeds, tracks, T]; "chosen",
     [subsets][seeds] of {"seed", "learning_rate", "weight_decay", "step",
     "validation_map"}.
+
+  Raises:
+    InputError: no probe of a group has finite logits, at any evaluation.
   """
   labels = data["train"]["labels"]
   model = Probe((*config["hidden"], labels.shape[1]))
-  members = np.array(
-    [*itertools.product(config["learning_rates"], config["weight_decays"])],
-    np.float32,
-  )
+  members = [
+    *itertools.product(config["learning_rates"], config["weight_decays"])
+  ]
   groups = [
     {
       "rows": np.flatnonzero(mask[data["train"]["owners"]]),
@@ -105,7 +110,8 @@ def run(
     {"scale": jax.tree.map(np.float32, scale), "train": train, **scored}, mesh
   )
   counts = {split: len(data[split]["labels"]) for split in scored}
-  functions = _functions(config, model, members, counts, mesh)
+  features = data["train"]["x"].shape[1]
+  functions = _functions(config, model, members, features, counts, mesh)
   validation = data["validation"]["labels"]
   size = _block_size(config, data, len(members), len(groups), mesh.size)
   logits, chosen = [], []
@@ -119,8 +125,8 @@ def run(
     chosen += [
       {
         "seed": group["seed"],
-        "learning_rate": float(members[pick["member"], 0]),
-        "weight_decay": float(members[pick["member"], 1]),
+        "learning_rate": float(members[pick["member"]][0]),
+        "weight_decay": float(members[pick["member"]][1]),
         "step": pick["step"],
         "validation_map": pick["validation_map"],
       }
@@ -167,12 +173,13 @@ def macro_map(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def _functions(
   config: Mapping,
   model: Probe,
-  members: np.ndarray,
+  members: Sequence[tuple[float, float]],
+  features: int,
   counts: Mapping[str, int],
   mesh: Mesh,
 ) -> dict[str, Callable]:
   """Returns the compiled parts of `_train`; leaves of a state are [G, H, …]."""
-  rates = jnp.asarray(members)
+  rates = jnp.asarray(members, jnp.float32)
   decay = optax.cosine_decay_schedule(1.0, config["steps"])
   as_odds = config["aggregation"] == "probabilities"
 
@@ -181,14 +188,19 @@ def _functions(
       lambda count: member[0] * decay(count), weight_decay=member[1]
     )
 
-  def init(given, seeds):
-    def start(seed, member):
-      x = given["train"]["x"][:1].astype(jnp.float32)
-      params = model.init(jax.random.key(seed), x)["params"]
+  # As of `step.init_state`: it would take longer to optimise than to run.
+  @functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+  )
+  def draw(seed):
+    return model.init(jax.random.key(seed), jnp.zeros((1, features)))["params"]
+
+  def init(params):
+    def start(params, member):
       return params, optimizer(member).init(params)
 
     of_members = jax.vmap(start, (None, 0))
-    return jax.vmap(of_members, (0, None))(seeds, rates)
+    return jax.vmap(of_members, (0, None))(params, rates)
 
   def loss(params, x, y):
     logits = model.apply({"params": params}, x)
@@ -216,12 +228,16 @@ def _functions(
       values = jax.vmap(lambda p: model.apply({"params": p}, x), out_axes=1)(
         params
       )
-      values = jax.nn.sigmoid(values) if as_odds else values  # [N, H, T]
+      if as_odds:  # of both outcomes, since 1 - p would round to 0
+        both = jax.nn.sigmoid(values), jax.nn.sigmoid(-values)
+        values = jnp.concatenate(both, axis=-1)
+      # [N, H, T or 2 T]
       new = jax.ops.segment_sum(values, block["owners"], counts[split])
       return total + new, None
 
     def of_group(params):
-      shape = counts[split], len(jax.tree.leaves(params)[0]), model.sizes[-1]
+      columns = model.sizes[-1] * (2 if as_odds else 1)
+      shape = counts[split], len(jax.tree.leaves(params)[0]), columns
       one = functools.partial(of_block, params=params)
       return jax.lax.scan(one, jnp.zeros(shape), given[split])[0]
 
@@ -230,13 +246,15 @@ def _functions(
     segments = jnp.bincount(owners, length=counts[split])
     mean = (total / segments[:, None, None]).swapaxes(1, 2)
     if as_odds:  # which rank alike
-      mean = jax.scipy.special.logit(jnp.clip(mean, 1e-9, 1 - 2**-24))
+      present, absent = jnp.split(jnp.log(jnp.maximum(mean, 1e-37)), 2, axis=-1)
+      mean = present - absent
     return mean
 
   whole, divided = PartitionSpec(), PartitionSpec(AXIS)
   mapped = functools.partial(parallel.map_step, mesh=mesh, out_specs=divided)
   functions = {
-    "init": mapped(init, in_specs=(whole, divided)),
+    "draw": draw,
+    "init": mapped(init, in_specs=(divided,)),
     "train": mapped(train, in_specs=(whole, divided, divided), donate=(1,)),
   }
   for split in counts:
@@ -273,11 +291,13 @@ def _train(
     and which probe that is: {"member", "step", "validation_map"} each.
   """
   put = functools.partial(parallel.shard, mesh=mesh, axis=0)
-  seeds = np.array([group["seed"] for group in groups], np.uint32)
+  seeds = {group["seed"] for group in groups}
+  initial = {seed: jax.device_get(functions["draw"](seed)) for seed in seeds}
+  params = [initial[group["seed"]] for group in groups]
   steps, evaluations = config["steps"], config["evaluations"]
   batch = min(config["batch"], len(given["train"]["x"]))
   rows = np.stack([inputs.minibatches(group, batch, steps) for group in groups])
-  state = functions["init"](given, put(seeds))
+  state = functions["init"](put(jax.tree.map(lambda *x: np.stack(x), *params)))
   kept, quality, taken = None, None, None
   # Parts of one length, so that one program does for all.
   for part in range(1, evaluations + 1):
@@ -294,6 +314,13 @@ def _train(
     kept = _choose(put(better), state[0], kept)
     quality = np.maximum(found, quality)
     taken[better] = part * length
+  if not quality.max(axis=1).all():
+    raise InputError(
+      f"the probes' logits are no finite numbers at any of the learning rates"
+      f" {config['learning_rates']} and weight decays"
+      f" {config['weight_decays']}: give lower ones with"
+      " --config.probe.learning_rates and --config.probe.weight_decays"
+    )
   best = quality.argmax(axis=1)
   chosen = _pick(put(best), kept)
   picked = [
@@ -338,6 +365,8 @@ def _block_size(
   sizes = (data["train"]["x"].shape[1], *config["hidden"], tags)
   numbers = sum((1 + a) * b for a, b in itertools.pairwise(sizes))
   validation = len(data["validation"]["labels"]) * tags
+  if config["aggregation"] == "probabilities":
+    validation *= 2  # both outcomes
   # Parameters, their moments, gradients, update and the best so far; logits
   # here and on the device.
   one = 4 * members * (7 * numbers + 3 * validation)

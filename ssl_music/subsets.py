@@ -8,6 +8,28 @@ import numpy as np
 from ssl_music.errors import InputError
 
 
+def check(shares: Sequence[float]) -> None:
+  """Checks the shares of the labels that a config names.
+
+  Args:
+    shares: of the training tracks.
+
+  Raises:
+    InputError: one is not in (0, 1], or repeated, or 1 is not among them.
+  """
+  numbers = all(isinstance(share, int | float) for share in shares)
+  if not (numbers and all(0 < share <= 1 for share in shares) and 1 in shares):
+    raise InputError(
+      f"shares of the labels are {tuple(shares)}: give numbers over 0 up to 1,"
+      " and 1 among them, with --config.probe.shares"
+    )
+  if len(set(shares)) < len(shares):
+    raise InputError(
+      f"a share of the labels is repeated in {tuple(shares)}: name each once"
+      " with --config.probe.shares"
+    )
+
+
 def draw(
   labels: np.ndarray,
   shares: Sequence[float],
@@ -31,18 +53,9 @@ def draw(
     one track at least.
 
   Raises:
-    InputError: a share is not in (0, 1], or repeated, or 1 is not among them.
+    InputError: as `check`.
   """
-  if not all(0 < share <= 1 for share in shares) or 1 not in shares:
-    raise InputError(
-      f"shares of the labels are {tuple(shares)}: give numbers over 0 up to 1,"
-      " and 1 among them, with --config.probe.shares"
-    )
-  if len(set(shares)) < len(shares):
-    raise InputError(
-      f"a share of the labels is repeated in {tuple(shares)}: name each once"
-      " with --config.probe.shares"
-    )
+  check(shares)
   tracks, found = len(labels), []
   for share in sorted(shares):
     for index in range(draws if share < 1 else 1):

@@ -11,6 +11,13 @@ from ssl_music import appendix, bootstrap, drawing, figures, published, results
 from ssl_music.results import METRICS, TITLES
 
 Panels = Mapping[str, Mapping[str, Mapping[str, Any]]]
+# See `bootstrap.interval`.
+_BIAS = (
+  "Of average precision (mAP), the dots lie above the score, since a resample"
+  " repeats positives, and the score above what more test tracks would give,"
+  " the more so the fewer the positives: the interval is corrected for both, so"
+  " that with few tracks it lies below the dots, the score near its upper end."
+)
 
 
 def compare_all(panels: Panels) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -165,9 +172,9 @@ def _results(panels: Panels) -> list[dict[str, Any]]:
     _figure(
       "scores",
       f"Test scores by encoder and data set: {best}.",
-      "Scores on all labels. Dots: bootstrap resamples of the test tracks;"
-      " large mark: the score; bar: its 95 % interval; ticks above: single"
-      " pre-trainings, where there are several.",
+      "Scores on all labels. Large mark: the score; black bar: its 95 %"
+      " interval; dots: bootstrap resamples of the test tracks; ticks above:"
+      " single pre-trainings, where there are several. " + _BIAS,
     ),
   ]
   for groups in panels.values():
@@ -298,20 +305,9 @@ def _pair(pair: Mapping[str, Any] | None) -> Any:
   )
 
 
-def published_beside(panels: Panels) -> dict[str, dict[str, dict]]:
-  """Returns {panel's title: `published.beside` of its benchmark}, if any."""
-  found = {}
-  for title, groups in panels.items():
-    first = next(iter(groups.values()))["runs"][0]
-    scores = published.beside(first["benchmark"], first["as_published"])
-    if scores:
-      found[title] = scores
-  return found
-
-
 def _published(panels: Panels) -> list[dict[str, Any]]:
   blocks: list[dict[str, Any]] = []
-  for title, theirs in published_beside(panels).items():
+  for title, theirs in published.beside_all(panels).items():
     groups = panels[title]
     rows: list[list[Any]] = [["encoder"]]
     for word in ("mAP", "ROC-AUC"):

@@ -13,9 +13,11 @@ from absl import flags
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory):
+def _compile_once(tmp_path_factory, worker_id):
   """Many tests run the same program: it is compiled once a session."""
-  folder = tmp_path_factory.mktemp("compiled")
+  base = tmp_path_factory.getbasetemp()
+  # Of several processes, each has its own below the session's.
+  folder = (base if worker_id == "master" else base.parent) / "compiled"
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

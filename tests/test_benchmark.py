@@ -132,6 +132,16 @@ def test_the_paper_preset_is_that_of_all_its_parts():
     ({"pool": "absent"}, r"no data set 'absent' .*--config\.pool"),
     ({"datasets": "tiny,untagged"}, "untagged has no tags in train"),
     ({"seeds": 0}, "seeds=0 is too small"),
+    ({"probe": {"probe": {"seeds": 0}}}, r"config\.probe\.probe\.seeds=0 is"),
+    ({"probe": {"probe": {"shares": (0.1,)}}}, r"with --config\.probe\.probe"),
+    (
+      {"pretrain": {"byol": {"on_collapse": "cry"}}},
+      r"set --config\.pretrain\.byol\.on_collapse to",
+    ),
+    (
+      {"encoders": "supervised", "finetune": {"aggregation": "sum"}},
+      r"set --config\.finetune\.aggregation to",
+    ),
   ],
 )
 def test_mistakes_are_found_before_anything_runs(

@@ -325,7 +325,7 @@ CONFIG = "--config=configs/contrastive.py"
     ([f"{CONFIG}:huge"], "no preset 'huge'"),
     (["--config=README.md"], "README.md is no Python file"),
     ([CONFIG, "--config.job=sweep", "--workdir=x"], "no job 'sweep'"),
-    ([CONFIG, "--config.batchsize=3"], "batchsize"),
+    ([CONFIG, "--config.batchsize=3"], "no field --config.batchsize"),
     ([CONFIG, "--config.batch=many"], "batch"),
     ([CONFIG, "--walkdir=x"], "walkdir"),
     ([CONFIG, "--workdir=x", "stray"], "unexpected argument 'stray'"),

@@ -3,12 +3,12 @@ import json
 import math
 import signal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 import tiny
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -21,7 +21,6 @@ from ssl_music import (
   finetune,
   optimizer,
   parallel,
-  step,
   study,
   train,
   workdir,
@@ -29,30 +28,11 @@ from ssl_music import (
 from ssl_music.data import writer
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
-from ssl_music.models.norm import BatchNorm
-
-
-class Backbone(nn.Module):
-  """Stands in for the ResNet, which would take most of the tests' time."""
-
-  output: int
-  axis_name: str | None
-
-  @nn.compact
-  def __call__(self, mel, *, train):
-    x = jnp.concatenate([mel.mean(-1), mel.std(-1)], axis=-1)
-    x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
-    return nn.Dense(self.output)(x)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_backbone():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      encoder,
-      "backbone",
-      lambda config, axis=None, **_: Backbone(config["model"]["output"], axis),
-    )
+  with small.backbone():
     yield
 
 
@@ -72,22 +52,12 @@ def tuning(data_dir, **fields):
 def pretrained(data_dir, tmp_path_factory):
   """The workdir of a pre-training, and the backbone in its checkpoint."""
   folder = tmp_path_factory.mktemp("pretrained")
-  config = tiny.pretraining(data_dir, seed=5)
-  settings = config.to_dict()
-  state = jax.device_get(step.init_state(settings, optax.identity()))
-  # Unlike any initial one, also where the initial one is constant.
-  state["batch_stats"] = jax.tree.map(lambda x: x + 0.5, state["batch_stats"])
-  (folder / "config.json").write_text(json.dumps(settings))
-  with checkpoint.open_run(folder) as saved:
-    checkpoint.save(saved, 7, state, {"loss": 1.0})
-  return folder, {kind: state[kind]["backbone"] for kind in step.KINDS}
+  return folder, small.pretrained(data_dir, folder)
 
 
 def run(config, folder):
-  """Fine-tunes on one device, which is quicker to compile for than eight."""
-  mesh = parallel.make_mesh(jax.devices()[:1])
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "make_mesh", lambda: mesh)
+  """Fine-tunes on one device."""
+  with small.one_device():
     return finetune.finetune(config, folder)
 
 
@@ -325,6 +295,7 @@ def test_broken_logits_have_no_score(data_dir):
     ({"aggregation": "median"}, "no aggregation 'median'"),
     ({"pretext.name": "contrastive"}, "learns tags, not contrastive"),
     ({"optimizer.backbone_rate": -0.5}, "backbone_rate=-0.5 is no factor"),
+    ({"data.splits": ("train", "test")}, "learns from train, not .*'test'"),
     ({"resamples": 0}, "resamples=0 is too small"),
     ({"embed_batch": 12}, "does not divide over 8 devices"),
     ({"data.tags": "colour---"}, "no tags that begin with colour---"),

@@ -115,6 +115,7 @@ def test_every_figure_is_there_twice_and_in_the_markdown(written):
     "hum",
     r"a\<b\>\|c",
     "another scale",
+    "the dots lie above the score",
   ):
     assert said in text
 
@@ -122,6 +123,7 @@ def test_every_figure_is_there_twice_and_in_the_markdown(written):
 def test_an_old_report_is_replaced_as_a_whole(written, monkeypatch):
   before = (written / "results.json").read_bytes()
   monkeypatch.setattr(summary, "figures_of", lambda *_: [])
+  (written.parent / ".report.partial-1").mkdir()  # of a killed process
 
   def full(*_):
     raise OSError(28, "No space left on device")

@@ -30,6 +30,18 @@ def test_table_has_a_row_a_probe_by_rising_score():
   assert "0.700 [0.400, 0.600]" in lines[3]
 
 
+def test_table_tells_what_learns_the_tags_from_frozen_encoders():
+  names = ("byol", "finetune:byol", "supervised")
+  encoders = ("/byol", "/byol", "random")
+  scores = [
+    SCORES | {"name": name, "encoder": encoder}
+    for name, encoder in zip(names, encoders, strict=True)
+  ]
+  lines = results.table(scores).splitlines()[2:]
+  shown = [line.split("|")[1].strip() for line in lines]
+  assert shown == ["/byol", "/byol (fine-tuned)", "supervised"]
+
+
 @pytest.mark.parametrize(
   ("as_published", "name"),
   [
@@ -118,6 +130,17 @@ def test_seeds_of_an_encoder_are_one_group_with_their_spread(tmp_path):
   assert groups["byol (teacher)"]["deviation"]["map_macro"] is None
   draws = [r["resamples"]["map_macro"] for r in read[:2]]
   np.testing.assert_allclose(one["resamples"]["map_macro"], sum(draws) / 2)
+
+
+def test_other_settings_of_an_encoder_are_not_taken_for_seeds(tmp_path):
+  for rate in ("low", "high"):
+    fake_runs.probe(tmp_path / rate / "probe", "byol", hidden=[])
+  fake_runs.probe(tmp_path / "mel", "mel")
+  read = [
+    results.read_probe(file.parent) for file in tmp_path.rglob("scores.json")
+  ]
+  (groups,) = results.panels(read).values()
+  assert set(groups) == {"byol (low/probe)", "byol (high/probe)", "mel"}
 
 
 def test_only_settings_that_differ_are_listed():

@@ -1,0 +1,64 @@
+"""A network that compiles in a moment, in place of the ResNet."""
+
+import contextlib
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import tiny
+
+from ssl_music import checkpoint, encoder, parallel, step
+from ssl_music.models.norm import BatchNorm
+
+
+class Backbone(nn.Module):
+  """Stands in for the ResNet, which would take most of the tests' time."""
+
+  output: int
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, mel, *, train):
+    x = jnp.concatenate([mel.mean(-1), mel.std(-1)], axis=-1)
+    x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
+    return nn.Dense(self.output)(x)
+
+
+@contextlib.contextmanager
+def backbone():
+  """Every network that is made inside has this backbone."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      encoder,
+      "backbone",
+      lambda config, axis=None, **_: Backbone(config["model"]["output"], axis),
+    )
+    yield
+
+
+@contextlib.contextmanager
+def one_device():
+  """All runs inside have one device, quicker to compile for than eight."""
+  mesh = parallel.make_mesh(jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parallel, "make_mesh", lambda: mesh)
+    yield
+
+
+def pretrained(data_dir, folder):
+  """Makes a folder the workdir of a pre-training that has not learnt.
+
+  Returns:
+    the backbone in its checkpoint, of step 7: {"params", "batch_stats"}.
+  """
+  settings = tiny.pretraining(data_dir, seed=5).to_dict()
+  state = jax.device_get(step.init_state(settings, optax.identity()))
+  # Unlike any initial one, also where the initial one is constant.
+  state["batch_stats"] = jax.tree.map(lambda x: x + 0.5, state["batch_stats"])
+  (folder / "config.json").write_text(json.dumps(settings))
+  with checkpoint.open_run(folder) as saved:
+    checkpoint.save(saved, 7, state, {"loss": 1.0})
+  return {kind: state[kind]["backbone"] for kind in step.KINDS}
