@@ -2,9 +2,8 @@
 
 Three parts, of any prepared data set (the built-in demo is made if need be):
 
-- preparing: tracks a second of `writer.write` with a process for each core,
-  beside a bare loop of soundfile and soxr over the same files, a process for
-  each core as well;
+- preparing: tracks a second of `writer.write`, beside a bare loop of soundfile
+  and soxr over the same files, both with a process for each core;
 - reading: pairs of segments a second through Grain, this process pinned to one
   core and the page cache warm, beside a bare memory copy of the same bytes; and
 - what length, encoding and compression of the records cost on disk and in time.
@@ -15,8 +14,6 @@ moves less. Where one core reads, time is the processor's; where all prepare,
 the wall's, and beside it that of all processors.
 
   python -m benchmarks.input --name=demo --rounds=5
-
-What was measured and chosen is in `benchmarks/README.md`.
 """
 
 import argparse
@@ -30,18 +27,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import grain
 import numpy as np
 import soundfile
 import soxr
 from absl import flags, logging
 from array_record.python import array_record_module
-from grain._src.python.experimental.index_shuffle.python import (
-  index_shuffle_module,
-)
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ssl_music.data import audio, demo, files, folder, pipeline, plans, writer
+from ssl_music.data import audio, demo, files, folder, plans, writer
 from ssl_music.data import segments as choice
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
@@ -181,6 +174,13 @@ def _decode_bare(path: str) -> int:
 
 def read(tracks: Tracks, rounds: int) -> None:
   """Prints pairs a second through Grain beside a copy, and where time goes."""
+  # Here, as the processes of `prepare` import this file, too.
+  from grain._src.python.experimental.index_shuffle.python import (
+    index_shuffle_module,
+  )
+
+  from ssl_music.data import pipeline
+
   many = _Many(tracks)
   batches = {
     f"Grain, {len(one)} tracks": pipeline.pretraining_batches(
@@ -238,6 +238,8 @@ def read(tracks: Tracks, rounds: int) -> None:
 
 def _through_grain(dataset) -> Callable[[], None]:
   """Returns a function that reads 8 more batches, as a worker process does."""
+  import grain
+
   starts = itertools.count(0, 8)
 
   def run() -> None:
