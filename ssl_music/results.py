@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ssl_music.errors import InputError
+from ssl_music.metrics import METRICS
 
-METRICS = ("map_macro", "roc_auc_macro", "map_micro", "roc_auc_micro")
 # As people write them.
 TITLES = {
   "map_macro": "mAP (macro)",
