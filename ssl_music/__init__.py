@@ -12,3 +12,11 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
   _flags = os.environ.get("XLA_FLAGS", "")
   if "ynn_fusion_type" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} {_NO_FAULTY_FUSION}".strip()
+
+
+def load(path, checkpoint="latest", network="student", **options):
+  """Loads a trained encoder; see `ssl_music.pretrained.load`."""
+  # Here, since worker processes that decode need none of it.
+  from ssl_music import pretrained
+
+  return pretrained.load(path, checkpoint, network, **options)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from ssl_music import checkpoint, encoder, parallel, progress, workdir
+from ssl_music import encoder, parallel, progress, weights
 from ssl_music.data import audio, pipeline, segments
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError, explained
@@ -50,13 +50,12 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
   """Returns the encoder that a probe's config names.
 
   Args:
-    config: with "encoder": "random", "mel" or a pre-training's workdir, whose
+    config: with "encoder": "random", "mel" or a path of `weights.read`, of which
       "checkpoint" and "network" ("student" or "teacher") are taken.
     calibration: training tracks, for the batch statistics of "random".
 
   Raises:
-    InputError: the workdir holds no pre-training, no readable checkpoint or no
-      such network.
+    InputError: there is no such encoder, or it cannot be read.
   """
   settings = config.to_dict()
   seconds = config.data.seconds
@@ -71,14 +70,9 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
       variables = _random_variables(settings, calibration)
     described = {"encoder": "random", "seed": config.seed}
   else:
-    folder = Path(config.encoder)
-    settings = workdir.read_config(folder)
+    found = weights.read(config.encoder, config.checkpoint, config.network)
+    settings, variables, described = found[:3]
     seconds = settings["data"]["seconds"]
-    step, state = checkpoint.load(folder, config.checkpoint, config.network)
-    variables = {kind: tree["backbone"] for kind, tree in state.items()}
-    described = {"encoder": str(folder), "step": step}
-    described["network"] = config.network
-    described["pretext"] = settings["pretext"]["name"]
   embed = lambda waveform: encoder.embed(settings, variables, waveform)
   return Encoder(embed, seconds, described, identify(settings, variables))
 

@@ -8,14 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
-  {"errors", "lock", "metrics", "progress"},
+  {"errors", "lock", "metrics", "progress", "tagger"},
   {"results", "published", "page", "drawing"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
-  {"features", "online", "jobs", "summary"},
-  {"embeddings", "study", "study_inputs"},
+  {"features", "weights", "online", "jobs", "summary"},
+  {"embeddings", "study", "study_inputs", "pretrained"},
   {"train", "probe", "report"},
   {"finetune", "sweep"},
   {"benchmark"},

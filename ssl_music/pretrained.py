@@ -1,0 +1,288 @@
+"""A trained encoder to be used: files or arrays in, vectors and tags out.
+
+`ssl_music.load(PATH)` returns one. What it computes of a segment is what a
+probe saw of it: audio is made 16 kHz and mono and normalised by the peak of the
+whole track, and a track's mean is that of its sounding segments.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soxr
+
+from ssl_music import features, parallel, tagger, weights
+from ssl_music import encoder as networks
+from ssl_music.data import audio, pipeline, ready, segments
+from ssl_music.errors import InputError
+
+# Segments a device computes at once: the last batch of a track is filled up
+# with silence, so that there is one program for all.
+_BATCH = 8
+
+
+class Cut(NamedTuple):
+  """A track cut into segments.
+
+  Attributes:
+    pcm: int16 [samples], 16 kHz, normalised; may be a memory map.
+    starts: int64 [N], of the segments, in samples.
+    sounding: bool [N], which of them count for the track.
+  """
+
+  pcm: np.ndarray
+  starts: np.ndarray
+  sounding: np.ndarray
+
+
+class Encoder:
+  """A frozen network; made by `load`.
+
+  Attributes:
+    settings: {"frontend", "model", "data"} of its config.
+    variables: {"params", "batch_stats"}, NumPy arrays.
+    described: where it comes from, for JSON.
+    identity: a hash of weights, settings and code: two encoders with the same
+      one embed alike.
+    seconds: length of a segment.
+    dimensions: D, of an embedding.
+    tags: T names of the tags that `tag` tells; () without a head.
+  """
+
+  def __init__(self, found: weights.Weights, batch: int = _BATCH):
+    """Makes an encoder of weights.
+
+    Args:
+      found: of `weights.read`.
+      batch: segments that each device computes at once.
+
+    Raises:
+      InputError: the tag head cannot be read or belongs to another encoder.
+    """
+    self.settings, self.variables = found.settings, found.variables
+    self.described = found.described
+    self.identity = features.identify(self.settings, self.variables)
+    self.seconds = self.settings["data"]["seconds"]
+    self.dimensions = self.settings["model"]["output"]
+    self.head = None if found.head is None else tagger.load(found.head)
+    self.tags = () if self.head is None else tuple(self.head["tags"])
+    self._mesh = parallel.make_mesh()
+    self.batch = batch * self._mesh.size
+    self._embed = features.mapped(
+      features.Encoder(
+        lambda waveform: networks.embed(
+          self.settings, self.variables, waveform
+        ),
+        self.seconds,
+        self.described,
+        self.identity,
+      ),
+      self._mesh,
+    )
+
+  def start(self, waveform: np.ndarray) -> Any:
+    """Starts to embed a batch, and returns before it is done.
+
+    Args:
+      waveform: int16 [n, samples], n at most `batch`.
+
+    Returns:
+      the array to be; `np.asarray(it)[:n]` waits for it, float32 [n, D].
+    """
+    full = np.zeros((self.batch, waveform.shape[1]), np.int16)
+    full[: len(waveform)] = waveform
+    return self._embed(parallel.shard(full, self._mesh, 0))
+
+  def embed_segments(self, waveform: np.ndarray) -> np.ndarray:
+    """Embeds segments, int16 [N, samples], to float32 [N, D]."""
+    found = [np.zeros((0, self.dimensions), np.float32)]
+    for first in range(0, len(waveform), self.batch):
+      part = waveform[first : first + self.batch]
+      found.append(np.asarray(self.start(part))[: len(part)])
+    return np.concatenate(found)
+
+  def embed(
+    self,
+    source: str | os.PathLike | np.ndarray,
+    sample_rate: float | None = None,
+    *,
+    hop: float | None = None,
+    mean: bool = False,
+  ) -> np.ndarray:
+    """Embeds a track.
+
+    Args:
+      source: an audio file of any format, rate and length, or its samples,
+        float or integer [samples] or [samples, channels].
+      sample_rate: of an array, in Hz.
+      hop: seconds from a segment's start to the next one's, a multiple of
+        0.1 s; None is a segment's length.
+      mean: average the sounding segments, as a probe does.
+
+    Returns:
+      float32 [segments, D], or [D] with `mean`. A rest at the end that is
+      shorter than a segment is left out.
+
+    Raises:
+      InputError: the source is unreadable, silent or shorter than a segment.
+    """
+    cut = self.cut(source, sample_rate, hop=hop)
+    vectors = self.embed_cut(cut)
+    return track_mean(vectors, cut.sounding) if mean else vectors
+
+  def tag(
+    self,
+    source: str | os.PathLike | np.ndarray,
+    sample_rate: float | None = None,
+  ) -> dict[str, float]:
+    """Tags a track.
+
+    Args:
+      source: as of `embed`.
+      sample_rate: of an array, in Hz.
+
+    Returns:
+      the probability of every tag, the highest first.
+
+    Raises:
+      InputError: as of `embed`, or this encoder has no head.
+    """
+    cut = self.cut(source, sample_rate)
+    return self.tag_vectors(self.embed_cut(cut)[cut.sounding])
+
+  def tag_vectors(self, vectors: np.ndarray) -> dict[str, float]:
+    """Returns the probability of every tag of a track, the highest first.
+
+    Args:
+      vectors: float [N, D], of its sounding segments.
+
+    Raises:
+      InputError: this encoder has no head.
+    """
+    if self.head is None:
+      raise InputError(
+        f"the encoder {self.described['encoder']} has no head to tag with: give"
+        " the workdir of a probe or of a fine-tuning"
+      )
+    values = tagger.apply(self.head, vectors)
+    order = np.argsort(-values, kind="stable")
+    return {self.tags[column]: float(values[column]) for column in order}
+
+  def cut(
+    self,
+    source: str | os.PathLike | np.ndarray,
+    sample_rate: float | None = None,
+    *,
+    hop: float | None = None,
+  ) -> Cut:
+    """Reads a track and cuts it into segments; see `embed`."""
+    try:
+      if isinstance(source, np.ndarray):
+        pcm, name = audio.to_pcm(_mono(source, sample_rate)), "the array"
+      else:
+        name = os.fspath(source)
+        pcm = audio.normalise(audio.stream(name), tempfile.gettempdir())
+      return cut(pcm, self.seconds, hop)
+    except audio.AudioError as error:
+      raise InputError(
+        f"cannot embed {name} ({error}): give another file"
+      ) from error
+
+  def embed_cut(self, cut: Cut) -> np.ndarray:
+    """Embeds the segments of a track in flat memory, float32 [N, D]."""
+    samples = np.arange(round(self.seconds * audio.SAMPLE_RATE))
+    found = [
+      self.embed_segments(cut.pcm[starts[:, None] + samples])
+      for starts in np.split(
+        cut.starts, range(self.batch, len(cut.starts), self.batch)
+      )
+    ]
+    return np.concatenate(found)
+
+
+def load(
+  path: str | os.PathLike,
+  checkpoint: str | int = "latest",
+  network: str = "student",
+  *,
+  batch: int = _BATCH,
+) -> Encoder:
+  """Loads an encoder.
+
+  Args:
+    path: see `weights.read`.
+    checkpoint: of a pre-training, "latest", "best" or a step.
+    network: "student" or "teacher", where there are two.
+    batch: segments that each device computes at once.
+
+  Raises:
+    InputError: there is no such encoder, or it cannot be read.
+  """
+  return Encoder(weights.read(Path(path), checkpoint, network), batch)
+
+
+def cut(pcm: np.ndarray, seconds: float, hop: float | None = None) -> Cut:
+  """Cuts a track into segments of equal distance.
+
+  Args:
+    pcm: int16 [samples], of `audio.normalise`.
+    seconds: length of a segment, a multiple of 0.1 s.
+    hop: seconds from a start to the next, a multiple of 0.1 s; None is
+      `seconds`.
+
+  Raises:
+    AudioError: the track is shorter than a segment.
+    InputError: a length is no multiple of 0.1 s.
+  """
+  length = pipeline.blocks(seconds)
+  step = length if hop is None else pipeline.blocks(hop, "hop")
+  energy = ready.block_energy(pcm)
+  if len(energy) < length:
+    raise audio.AudioError(
+      f"too short ({len(pcm) / audio.SAMPLE_RATE:.1f} s, under a segment's"
+      f" {seconds:g} s)"
+    )
+  starts = np.arange(0, len(energy) - length + 1, step)
+  rms = float(np.sqrt(energy.mean(dtype=np.float64)))
+  sounding = segments.sounding(energy, rms, length)[starts]
+  if not sounding.any():
+    # All the energy lies in a rest that is left out.
+    loudness = segments.segment_rms(energy, length)[starts]
+    sounding = loudness == loudness.max()
+  return Cut(pcm, starts * segments.BLOCK, sounding)
+
+
+def track_mean(vectors: np.ndarray, sounding: np.ndarray) -> np.ndarray:
+  """Returns the mean of the sounding segments, float32 [D].
+
+  Args:
+    vectors: float [N, D].
+    sounding: bool [N], one or more of them true.
+  """
+  return vectors[sounding].mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _mono(waveform: np.ndarray, sample_rate: float | None) -> np.ndarray:
+  """Returns an array as 16 kHz mono, float32 [samples]."""
+  if sample_rate is None:
+    raise InputError("an array needs its sample rate: give sample_rate=… in Hz")
+  if waveform.ndim not in (1, 2) or not waveform.size:
+    raise InputError(
+      f"an array of shape {waveform.shape} is no track: give [samples] or"
+      " [samples, channels]"
+    )
+  if waveform.dtype.kind not in "fi":
+    raise InputError(
+      f"an array of {waveform.dtype} is no track: give floats or signed integers"
+    )
+  if waveform.dtype.kind == "i":  # so that the limit of silence holds
+    waveform = waveform / -float(np.iinfo(waveform.dtype).min)
+  waveform = np.asarray(waveform, np.float32)
+  waveform = audio.average(waveform.reshape(len(waveform), -1))
+  if not np.isfinite(waveform).all():
+    raise audio.AudioError("has samples that are not finite numbers")
+  if sample_rate == audio.SAMPLE_RATE:
+    return waveform
+  return soxr.resample(waveform, sample_rate, audio.SAMPLE_RATE, quality="HQ")

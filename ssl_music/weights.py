@@ -1,0 +1,110 @@
+"""A network's weights, from wherever they lie: a run, an export, a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_music import checkpoint, workdir
+from ssl_music.errors import InputError
+from ssl_music.models import torch_checkpoint
+
+# The file of an export (see `export`) that holds its weights.
+EXPORTED = "encoder.safetensors"
+
+
+class Weights(NamedTuple):
+  """A backbone and what it needs to be used.
+
+  Attributes:
+    settings: {"frontend", "model", "data": {"seconds"}} of a config.
+    variables: {"params", "batch_stats"} of the backbone, NumPy arrays.
+    described: what a score says of the encoder, for JSON.
+    head: the folder that holds a trained tag head; None where there is none.
+  """
+
+  settings: dict[str, Any]
+  variables: dict[str, Any]
+  described: dict[str, Any]
+  head: Path | None
+
+
+def read(
+  path: str | Path, which: str | int = "latest", network: str = "student"
+) -> Weights:
+  """Reads a trained backbone.
+
+  Args:
+    path: the workdir of a pre-training, of a fine-tuning (whose best checkpoint
+      is taken) or of a probe (whose encoder is taken); a folder that
+      `ssl_music.export` made; a `.safetensors` file of ours; or a checkpoint
+      or `.safetensors` file with the published names.
+    which: of a pre-training, "latest", "best" or a step.
+    network: "student" or "teacher", where there are two.
+
+  Raises:
+    InputError: nothing of that kind is there, or it cannot be read.
+  """
+  path = Path(path)
+  if path.is_file():
+    return _of_file(path, network)
+  if not path.exists():
+    raise InputError(
+      f"no encoder {path}: give the workdir of a run, a folder made by"
+      " python -m ssl_music.export, or a .pt or .safetensors file"
+    )
+  if (path / EXPORTED).is_file():
+    head = path if (path / "head.npz").is_file() else None
+    return _of_file(path / EXPORTED, network)._replace(head=head)
+  config = workdir.read_config(path)
+  job = config.get("job")
+  if job == "probe":
+    return _of_probe(path, config)
+  if job not in ("pretrain", "finetune"):
+    raise InputError(
+      f"{path} holds a run without an encoder (its job is {job!r}): give the"
+      " workdir of a pre-training, a probe or a fine-tuning"
+    )
+  tuned = job == "finetune"
+  step, state = checkpoint.load(path, "best" if tuned else which, network)
+  return Weights(
+    _settings(config),
+    {kind: tree["backbone"] for kind, tree in state.items()},
+    {
+      "encoder": str(path),
+      "step": step,
+      "network": network,
+      "pretext": "finetune" if tuned else config["pretext"]["name"],
+    },
+    path if tuned else None,
+  )
+
+
+def _of_file(path: Path, network: str) -> Weights:
+  settings, variables = torch_checkpoint.load(path, network)
+  described = {"encoder": str(path), "network": network}
+  return Weights(settings, variables, described, None)
+
+
+def _of_probe(path: Path, config: Mapping[str, Any]) -> Weights:
+  """The encoder that a probe's head was trained on."""
+  encoder = config["encoder"]
+  if encoder in ("mel", "random"):
+    raise InputError(
+      f"the probe in {path} is of the floor {encoder!r}, which has no trained"
+      " network: give a probe of a pre-training"
+    )
+  if not Path(encoder).exists():
+    raise InputError(
+      f"the probe in {path} is of the encoder {encoder}, which is not there:"
+      " start from the folder in which the probe was made, or move it back"
+    )
+  found = read(encoder, config["checkpoint"], config["network"])
+  return found._replace(head=path)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    "frontend": config["frontend"],
+    "model": config["model"],
+    "data": {"seconds": config["data"]["seconds"]},
+  }
