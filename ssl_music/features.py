@@ -50,8 +50,8 @@ def load_encoder(config: ConfigDict, calibration: Tracks) -> Encoder:
   """Returns the encoder that a probe's config names.
 
   Args:
-    config: with "encoder": "random", "mel" or a path of `weights.read`, of which
-      "checkpoint" and "network" ("student" or "teacher") are taken.
+    config: with "encoder": "random", "mel" or a path of `weights.read`, which
+      also takes its "checkpoint" and "network".
     calibration: training tracks, for the batch statistics of "random".
 
   Raises:

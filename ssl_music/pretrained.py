@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import soxr
 
-from ssl_music import features, parallel, tagger, weights
 from ssl_music import encoder as networks
+from ssl_music import features, parallel, tagger, weights
 from ssl_music.data import audio, pipeline, ready, segments
 from ssl_music.errors import InputError
 
@@ -275,7 +275,8 @@ def _mono(waveform: np.ndarray, sample_rate: float | None) -> np.ndarray:
     )
   if waveform.dtype.kind not in "fi":
     raise InputError(
-      f"an array of {waveform.dtype} is no track: give floats or signed integers"
+      f"an array of {waveform.dtype} is no track: give floats or signed"
+      " integers"
     )
   if waveform.dtype.kind == "i":  # so that the limit of silence holds
     waveform = waveform / -float(np.iinfo(waveform.dtype).min)
