@@ -27,7 +27,7 @@ from ssl_music import (
   probe,
   results,
   scoring,
-  study,
+  tagger,
   train,
   workdir,
 )
@@ -35,6 +35,7 @@ from ssl_music.config import check_numbers
 from ssl_music.data import demo, pipeline
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
+from ssl_music.models.norm import BatchNorm
 
 # What a backbone brings along from its pre-training.
 _INHERITED = ("frontend", "model")
@@ -64,8 +65,8 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
 
   Args:
     config: of `configs/finetune.py`.
-    folder: the workdir, which gets what `train.train` leaves, and
-      `predictions.npz`, `resamples.npz` and `scores.json`, written last.
+    folder: the workdir, which gets what `train.train` leaves, the network's
+      head (see `tagger`) and what `scoring.save` leaves.
 
   Returns:
     what `scores.json` holds.
@@ -84,10 +85,11 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     for split in probe.SPLITS
   }
   scored, tags, missing = _choose(config, parts)
+  used = {split: one.used for split, one in scored.items()}
+  about = probe.what_is_scored(parts, used, missing, tags)
   with config.unlocked():
     # A resumed run must have it, too: training itself looks at "train" alone.
-    config.data.scored = probe.tag_fingerprint(parts, tags)
-  benchmark = probe.benchmark_name(parts["test"], tags)
+    config.data.scored = about["fingerprint"]
   predict = make_predict(config, len(tags), mesh)
   train.train(
     config,
@@ -98,15 +100,11 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   with lock.hold(folder, "running in", "give another --workdir"):
     best, networks = checkpoint.load(folder, "best")
     test = scored["test"]
+    head = make_head(networks, tags, config.aggregation)
     networks = parallel.replicate(networks, mesh)
     logits = predict(networks, test.tracks, test.where)[None]
-    scores = described | {
-      "data": config.data.name,
-      "benchmark": benchmark,
-      "as_published": parts["test"].card["as_published"],
-      "fingerprint": config.data.scored,
-      "tracks": {s: len(one.used) for s, one in scored.items()},
-      "missing": {split: len(ids) for split, ids in missing.items()},
+    scores = described | about
+    scores |= {
       "segments": {"train": best * config.batch * config.views},
       "seeds": 1,
       "aggregation": config.aggregation,
@@ -124,6 +122,7 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     ids = [test.tracks.ids[track] for track in test.used]
     predictions = {"logits": logits, "labels": test.labels}
     predictions |= {"ids": ids, "tags": tags}
+    tagger.save(folder, head)
     scoring.save(folder, scores, samples, predictions)
   print(results.by_tag(scores))
   return scores
@@ -248,6 +247,39 @@ def make_predict(config: ConfigDict, tags: int, mesh: Mesh) -> Callable:
   return predict
 
 
+def make_head(
+  networks: Mapping, tags: list[str], aggregation: str
+) -> dict[str, Any]:
+  """Returns a network's head for `tagger`, batch norm folded into its layers.
+
+  Args:
+    networks: as of `predict` of `make_predict`.
+    tags: T, outputs of the head.
+    aggregation: of the config.
+  """
+  params = networks["params"]["head"]
+  stats = networks["batch_stats"].get("head") or {}
+  layers = []
+  for index in range(len(params) - len(stats)):
+    kernel = np.asarray(params[f"dense_{index}"]["kernel"], np.float64)
+    bias, norm = np.zeros(kernel.shape[1]), f"bn_{index}"
+    if norm in stats:
+      variance = np.asarray(stats[norm]["var"], np.float64)
+      factor = params[norm]["scale"] / np.sqrt(variance + BatchNorm.epsilon)
+      kernel = kernel * factor
+      bias = params[norm]["bias"] - stats[norm]["mean"] * factor
+    layer = {"kernel": kernel, "bias": np.asarray(bias)}
+    layers.append({k: v[None].astype(np.float32) for k, v in layer.items()})
+  features = len(layers[0]["kernel"][0])
+  return {
+    "tags": tags,
+    "aggregation": aggregation,
+    "mean": np.zeros(features, np.float32),
+    "inverse": np.ones(features, np.float32),
+    "layers": layers,
+  }
+
+
 def check(config: ConfigDict, mesh: Mesh) -> None:
   """Finds mistakes in what the config has besides pre-training's.
 
@@ -271,11 +303,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
       f"fine-tuning learns from train, not {tuple(config.data.splits)}, and is"
       " scored on validation and test: leave --config.data.splits as it is"
     )
-  if config.aggregation not in study.AGGREGATIONS:
-    raise InputError(
-      f"no aggregation {config.aggregation!r}: set --config.aggregation to one"
-      f" of {', '.join(study.AGGREGATIONS)}"
-    )
+  probe.check_aggregation(config.aggregation, "aggregation")
   rate = config.optimizer.backbone_rate
   if not (math.isfinite(rate) and rate >= 0):
     raise InputError(

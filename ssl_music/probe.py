@@ -16,6 +16,7 @@ from ssl_music import (
   scoring,
   study,
   subsets,
+  tagger,
   workdir,
 )
 from ssl_music.config import check_numbers
@@ -33,8 +34,8 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   Args:
     config: of `config.probing`.
     folder: the workdir, which gets the config, the embeddings (unless the
-      config has a folder for them), `subsets.npz` and what `scoring.save`
-      leaves.
+      config has a folder for them), `subsets.npz`, the head (see `tagger`) that
+      all training tracks' labels gave, and what `scoring.save` leaves.
 
   Returns:
     what `scores.json` holds.
@@ -94,14 +95,9 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
       config.probe.to_dict(), data, masks, seed=config.seed, mesh=mesh
     )
     whole = found["logits"][-1]  # shares rise to 1
-    scores = frozen.described | {
-      "name": _label(frozen.described),
-      "data": config.data.name,
-      "benchmark": benchmark_name(parts["test"], tags),
-      "as_published": parts["test"].card["as_published"],
-      "fingerprint": tag_fingerprint(parts, tags),
-      "tracks": {split: len(tracks) for split, tracks in used.items()},
-      "missing": {split: len(ids) for split, ids in missing.items()},
+    scores = frozen.described | {"name": _label(frozen.described)}
+    scores |= what_is_scored(parts, used, missing, tags)
+    scores |= {
       "segments": {"train": len(where["train"])},
       "seeds": config.probe.seeds,
       "aggregation": config.probe.aggregation,
@@ -141,6 +137,8 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     )
     predictions = {"logits": whole, "labels": labels["test"]}
     predictions |= {"ids": ids["test"], "tags": tags}
+    head = found["head"] | {"tags": tags}
+    tagger.save(folder, head | {"aggregation": config.probe.aggregation})
     scoring.save(folder, scores, samples, predictions)
   print(results.by_tag(scores))
   return scores
@@ -241,11 +239,7 @@ def check(config: ConfigDict, devices: int) -> None:
       f" {given.evaluations} evaluations: change --config.probe.steps or"
       " --config.probe.evaluations"
     )
-  if given.aggregation not in study.AGGREGATIONS:
-    raise InputError(
-      f"no aggregation {given.aggregation!r}: set --config.probe.aggregation to"
-      f" one of {', '.join(study.AGGREGATIONS)}"
-    )
+  check_aggregation(given.aggregation, "probe.aggregation")
   for name in ("learning_rates", "weight_decays"):
     sound = lambda one: isinstance(one, int | float) and 0 <= one < math.inf
     if not given[name] or not all(map(sound, given[name])):
@@ -259,6 +253,48 @@ def check(config: ConfigDict, devices: int) -> None:
       " give whole numbers of 1 or more, or () for a linear probe"
     )
   subsets.check(given.shares)
+
+
+def check_aggregation(how: str, option: str) -> None:
+  """Checks what is averaged over a track's segments.
+
+  Args:
+    how: what the config says.
+    option: where it says so, below "--config.".
+
+  Raises:
+    InputError: it is none of `tagger.AGGREGATIONS`.
+  """
+  if how not in tagger.AGGREGATIONS:
+    raise InputError(
+      f"no aggregation {how!r}: set --config.{option} to one of"
+      f" {', '.join(tagger.AGGREGATIONS)}"
+    )
+
+
+def what_is_scored(
+  parts: Mapping[str, Tracks],
+  used: Mapping[str, np.ndarray],
+  missing: Mapping[str, Sequence[str]],
+  tags: Sequence[str],
+) -> dict[str, Any]:
+  """Returns what `scores.json` says of the data that the scores are of.
+
+  Args:
+    parts: the tracks of each split.
+    used: which of them are long enough.
+    missing: of `missing_tracks`.
+    tags: that are scored.
+  """
+  test = parts["test"]
+  return {
+    "data": test.name,
+    "benchmark": benchmark_name(test, tags),
+    "as_published": test.card["as_published"],
+    "fingerprint": tag_fingerprint(parts, tags),
+    "tracks": {split: len(tracks) for split, tracks in used.items()},
+    "missing": {split: len(ids) for split, ids in missing.items()},
+  }
 
 
 def _label(described: Mapping[str, Any]) -> str:

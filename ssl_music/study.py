@@ -23,7 +23,6 @@ from ssl_music import study_inputs as inputs
 from ssl_music.errors import InputError
 from ssl_music.parallel import AXIS
 
-AGGREGATIONS = ("embeddings", "logits", "probabilities")
 # What a block of groups may take on a device, in bytes.
 _MEMORY = 2**30
 
@@ -74,7 +73,8 @@ def run(
   Returns:
     "logits" of test tracks, float32 [subsets, seeds, tracks, T]; "chosen",
     [subsets][seeds] of {"seed", "learning_rate", "weight_decay", "step",
-    "validation_map"}.
+    "validation_map"}; "head", {"mean", "inverse", "layers"} of `tagger`, of the
+    chosen probes of the last subset.
 
   Raises:
     InputError: no probe of a group has finite logits, at any evaluation.
@@ -96,8 +96,8 @@ def run(
   mean, deviation = inputs.moments(data["train"]["x"])
   # A dead feature is 0 everywhere, and stays so.
   scale = {
-    "mean": mean,
-    "inverse": 1 / np.where(deviation > 1e-6, deviation, 1),
+    "mean": np.float32(mean),
+    "inverse": np.float32(1 / np.where(deviation > 1e-6, deviation, 1)),
   }
   train = {"x": data["train"]["x"], "y": labels[data["train"]["owners"]]}
   scored = {
@@ -106,22 +106,23 @@ def run(
     else inputs.in_blocks(data[split])
     for split in ("validation", "test")
   }
-  given = parallel.replicate(
-    {"scale": jax.tree.map(np.float32, scale), "train": train, **scored}, mesh
-  )
+  given = parallel.replicate({"scale": scale, "train": train, **scored}, mesh)
   counts = {split: len(data[split]["labels"]) for split in scored}
   features = data["train"]["x"].shape[1]
   functions = _functions(config, model, members, features, counts, mesh)
   validation = data["validation"]["labels"]
   size = _block_size(config, data, len(members), len(groups), mesh.size)
-  logits, chosen = [], []
+  logits, chosen, heads = [], [], []
   for start in progress.bar(
     range(0, len(groups), size), desc="probe", unit="block"
   ):
     block = groups[start : start + size]
     full = block + block[:1] * (size - len(block))  # one shape for all blocks
-    one, picked = _train(config, functions, given, full, validation, mesh)
-    logits.append(one[: len(block)])
+    one, picked, params = _train(
+      config, functions, given, full, validation, mesh
+    )
+    logits.append(one)
+    heads.append(params)
     chosen += [
       {
         "seed": group["seed"],
@@ -132,11 +133,15 @@ def run(
       }
       for group, pick in zip(block, picked, strict=False)
     ]
-  together = np.concatenate(logits)
+  together = np.concatenate(logits)[: len(groups)]
   seeds = config["seeds"]
+  last = slice(len(groups) - seeds, len(groups))  # before those that fill up
+  head = jax.tree.map(lambda *x: np.concatenate(x)[last], *heads)
   return {
     "logits": together.reshape(len(subsets), seeds, *together.shape[1:]),
     "chosen": [chosen[i : i + seeds] for i in range(0, len(chosen), seeds)],
+    "head": scale
+    | {"layers": [head[f"Dense_{index}"] for index in range(len(head))]},
   }
 
 
@@ -275,7 +280,7 @@ def _train(
   groups: Sequence[Mapping],
   labels: np.ndarray,
   mesh: Mesh,
-) -> tuple[np.ndarray, list[dict]]:
+) -> tuple[np.ndarray, list[dict], dict]:
   """Trains a block of groups.
 
   Args:
@@ -287,8 +292,9 @@ def _train(
     mesh: of devices.
 
   Returns:
-    logits of test tracks by the chosen probe of each group, [G, tracks, T],
-    and which probe that is: {"member", "step", "validation_map"} each.
+    logits of test tracks by the chosen probe of each group, [G, tracks, T];
+    which probe that is: {"member", "step", "validation_map"} each; and its
+    parameters, leaves [G, …].
   """
   put = functools.partial(parallel.shard, mesh=mesh, axis=0)
   seeds = {group["seed"] for group in groups}
@@ -331,7 +337,8 @@ def _train(
     }
     for group, member in enumerate(best)
   ]
-  return np.asarray(functions["test"](given, chosen))[:, 0], picked
+  logits = np.asarray(functions["test"](given, chosen))[:, 0]
+  return logits, picked, jax.tree.map(lambda x: np.asarray(x)[:, 0], chosen)
 
 
 @functools.partial(jax.jit, donate_argnums=2)

@@ -21,7 +21,7 @@ from ssl_music import (
   finetune,
   optimizer,
   parallel,
-  study,
+  tagger,
   train,
   workdir,
 )
@@ -133,14 +133,16 @@ def test_the_best_checkpoint_on_validation_is_scored(tuned, data_dir):
   assert scores["segments"]["train"] == chosen["step"] * 16
   _, networks = checkpoint.load(folder, chosen["step"])
   config, _, _ = finetune.start_from_encoder(config)
+  head = tagger.load(folder)
+  assert head["tags"] == tiny.TAGS
   for split in ("validation", "test"):
     tracks = Tracks("tiny", (split,), data_dir)
+    every = [*embeddings_by_track(config, networks, tracks)]
     logits = np.concatenate(
-      [
-        head_by_numpy(networks, x.mean(0, keepdims=True))
-        for x in embeddings_by_track(config, networks, tracks)
-      ]
+      [head_by_numpy(networks, x.mean(0, keepdims=True)) for x in every]
     )
+    kept = [tagger.logits(head, x)[0] for x in every]
+    np.testing.assert_allclose(kept, logits, rtol=1e-5, atol=1e-5)
     if split == "validation":
       macro = average_precision_score(tracks.labels, logits, average="macro")
       assert best["validation_map"] == pytest.approx(macro)
@@ -192,7 +194,7 @@ def test_from_scratch_it_learns(data_dir, tmp_path):
   assert scores["test"]["map_macro"] > 0.9  # by chance .5, .5 and .375
 
 
-@pytest.mark.parametrize("how", study.AGGREGATIONS)
+@pytest.mark.parametrize("how", tagger.AGGREGATIONS)
 def test_aggregation_of_segments(data_dir, monkeypatch, how):
   """Against one track after the other; eight devices share the segments."""
   kernel = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
@@ -224,7 +226,7 @@ def test_aggregation_of_segments(data_dir, monkeypatch, how):
   mesh = parallel.make_mesh()
   predict = finetune.make_predict(config, 3, mesh)
   found = predict(parallel.replicate(networks, mesh), tracks, where)
-  expected = {name: [] for name in study.AGGREGATIONS}
+  expected = {name: [] for name in tagger.AGGREGATIONS}
   for index, x in enumerate(embeddings_by_track(config, networks, tracks)):
     if index in (1, 2, 5):
       y = head_by_numpy(networks, x)
@@ -233,7 +235,7 @@ def test_aggregation_of_segments(data_dir, monkeypatch, how):
       expected["logits"].append(y.mean(0))
       expected["probabilities"].append(logit(expit(y).mean(0)))
   np.testing.assert_allclose(found, expected[how], rtol=1e-3, atol=1e-3)
-  for other in set(study.AGGREGATIONS) - {how}:
+  for other in set(tagger.AGGREGATIONS) - {how}:
     assert np.abs(found - expected[other]).max() > 0.01
 
 

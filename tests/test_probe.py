@@ -11,7 +11,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ssl_music import features, parallel, probe, results, scoring, study
+from ssl_music import features, parallel, probe, results, scoring, study, tagger
 from ssl_music.data import writer
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
@@ -218,6 +218,13 @@ def test_a_study_of_few_labels(data_dir, tmp_path):
       macro_map(kept["labels"], one.astype(float)) for one in kept["logits"]
     ]
     assert scores["test"]["map_macro"] == pytest.approx(np.mean(quality))
+    head, logits = tagger.load(tmp_path), kept["logits"]
+  # The head is the one that all labels gave, and makes the same of embeddings.
+  (file,) = (tmp_path / "embeddings").glob("tiny-test-*.npy")
+  where = features.choose_segments(Tracks("tiny", ("test",), data_dir), 1, None)
+  vectors = np.split(np.load(file), np.flatnonzero(np.diff(where[:, 0])) + 1)
+  again = [tagger.logits(head, one) for one in vectors]
+  np.testing.assert_allclose(np.swapaxes(again, 0, 1), logits, atol=1e-4)
   with np.load(tmp_path / "resamples.npz") as samples:
     assert samples["map_macro"].shape == (50,)
     assert samples["roc_auc_micro"].std() > 0

@@ -4,7 +4,7 @@ import optax
 import pytest
 from scipy.special import expit
 
-from ssl_music import metrics, parallel, study
+from ssl_music import metrics, parallel, study, tagger
 from ssl_music import study_inputs as inputs
 from ssl_music.errors import InputError
 
@@ -189,6 +189,26 @@ def test_probabilities_are_averaged():
     for some in (logits[owners == t] for t in range(TRACKS["test"]))
   ]
   np.testing.assert_allclose(odds, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("hidden", "how"),
+  [((), "embeddings"), ((5,), "logits"), ((5,), "probabilities")],
+)
+def test_the_kept_head_gives_the_same_logits(hidden, how, found):
+  config = {"hidden": hidden, "aggregation": how}
+  if hidden:
+    found = run(config)
+  head = found["head"] | {"aggregation": how}
+  test = make_data()["test"]
+  for track in range(TRACKS["test"]):
+    vectors = test["x"][test["owners"] == track]
+    np.testing.assert_allclose(
+      tagger.logits(head, vectors),
+      found["logits"][-1, :, track],
+      rtol=1e-5,
+      atol=1e-5,
+    )
 
 
 def test_probes_that_all_diverge_are_explained():
