@@ -234,7 +234,7 @@ def test_a_study_of_few_labels(data_dir, tmp_path):
   ("fields", "message"),
   [
     ({"data.tags": "colour---"}, "no tags that begin with colour---"),
-    ({"encoder": "/absent"}, "no run in /absent"),
+    ({"encoder": "/absent"}, "no encoder /absent"),
     ({"data.seconds": 30.0}, "no track in train of tiny is as long"),
     ({"frontend.hop": 500}, "multiple of hop"),
     ({"encoder": "random", "model.heads": 3}, "heads"),
