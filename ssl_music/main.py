@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ssl_music import benchmark, sweep, workdir
+from ssl_music import benchmark, compiled, sweep, workdir
 from ssl_music.errors import InputError, report
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
       " --config=configs/contrastive.py --workdir=runs/contrastive"
     )
   logging.set_verbosity(logging.WARNING)
+  compiled.keep()
   config, folder = _CONFIG.value, _WORKDIR.value
   if config.job == "benchmark":
     return benchmark.run(config, folder)
