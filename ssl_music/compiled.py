@@ -23,6 +23,7 @@ def keep(cache_home: str | os.PathLike | None = None) -> None:
     return
   home = cache_home or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   folder = Path(home).expanduser() / "ssl_music" / "compiled" / _processor()
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)  # of a sweep's jobs
   jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
