@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music.pickle_machine import Refused
+
 NO_CODE = ", and a pickle's code is never run"
 _MAX_AXES = 32
 _MAX_DEPTH = 100  # lists within lists
@@ -32,13 +34,6 @@ _ROLES = {
   "numpy.core.numeric _frombuffer": "frombuffer",
   "numpy._core.numeric _frombuffer": "frombuffer",
 }
-
-
-class Refused(Exception):
-  """What a file does that is not allowed and, after the place, why not."""
-
-  def __init__(self, what: str, why: str = ""):
-    self.what, self.why = what, why
 
 
 # What stands for the code that a pickle names and for what that would make.

@@ -37,13 +37,6 @@ _LEAVES = {
 }
 _COUNTER = "num_batches_tracked"
 
-# Constants of the published front end, which its checkpoints hold beside the
-# weights (torchaudio registers them as buffers). Ours computes them.
-_FRONT_END = {
-  "spec.spec.spectrogram.window": hann_window,
-  "spec.spec.mel_scale.fb": mel_filterbank,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
@@ -74,8 +67,34 @@ class _Entry:
     return self.to_torch(np.broadcast_to(0, self.shape)).shape
 
 
+def front_end(
+  settings: Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+  """Constants of the front end, which checkpoints hold beside the weights.
+
+  The published front end (torchaudio's) keeps them as buffers; ours computes
+  them.
+
+  Args:
+    settings: arguments of `frontend.log_mel`; None is the published front end.
+
+  Returns:
+    window and filter bank by their published names, float64.
+  """
+  settings = settings or {}
+  names = ("n_fft", "n_mels", "f_min", "f_max")
+  bank = {name: settings[name] for name in names if name in settings}
+  window = {name: bank[name] for name in names[:1] if name in bank}
+  return {
+    "spec.spec.spectrogram.window": hann_window(**window),
+    "spec.spec.mel_scale.fb": mel_filterbank(**bank),
+  }
+
+
 def from_torch(
-  state: Mapping[str, np.ndarray], variables_like: Mapping[str, Any]
+  state: Mapping[str, np.ndarray],
+  variables_like: Mapping[str, Any],
+  settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Variables from a published state dict.
 
@@ -87,6 +106,7 @@ def from_torch(
     state: the state dict of one backbone or one head.
     variables_like: variables of the network to be filled, as its `init` (or
       `jax.eval_shape` of it) returns them: only names, shapes and types count.
+    settings: of the front end, see `front_end`.
 
   Returns:
     Variables of that structure as nested dicts of NumPy arrays, of the types
@@ -97,11 +117,42 @@ def from_torch(
       shape, or if `variables_like` are not those of a backbone or a head. The
       message names the entries.
   """
+  problems = misfits(state, variables_like, settings)
+  if problems:
+    raise ValueError("the state dict does not fit:\n  " + "\n  ".join(problems))
+  values = {
+    entry.path: entry.from_torch(np.asarray(state[entry.name]))
+    for entry in _entries(variables_like)
+  }
+  return _fill(variables_like, values)
+
+
+def misfits(
+  state: Mapping[str, np.ndarray],
+  variables_like: Mapping[str, Any],
+  settings: Mapping[str, Any] | None = None,
+) -> list[str]:
+  """Says of each entry of a state dict that does not fit what is wrong.
+
+  Args:
+    state: as of `from_torch`.
+    variables_like: as of `from_torch`.
+    settings: as of `from_torch`.
+
+  Returns:
+    a few words on each missing, unexpected or mis-shaped entry and each
+    constant of another front end; nothing where `from_torch` can do it.
+
+  Raises:
+    ValueError: if `variables_like` are not those of a backbone or a head.
+  """
   entries = _entries(variables_like)
   expected = {entry.name: entry.torch_shape for entry in entries}
   optional = dict.fromkeys(_counters(entries), ())
+  constants = {}
   if any(name.startswith("embedding.") for name in expected):
-    optional |= {name: make().shape for name, make in _FRONT_END.items()}
+    constants = front_end(settings)
+    optional |= {name: value.shape for name, value in constants.items()}
   problems = [
     f"missing {name}, expected shape {shape}"
     for name, shape in expected.items()
@@ -114,17 +165,11 @@ def from_torch(
       problems.append(f"unexpected {name} of shape {shape}")
     elif shape != allowed[name]:
       problems.append(f"{name} has shape {shape}, expected {allowed[name]}")
-    elif name in _FRONT_END and not np.allclose(
-      value, _FRONT_END[name](), atol=1e-3
+    elif name in constants and not np.allclose(
+      np.asarray(value, np.float64), constants[name], atol=1e-3
     ):
       problems.append(f"{name} is that of another front end")
-  if problems:
-    raise ValueError("the state dict does not fit:\n  " + "\n  ".join(problems))
-  values = {
-    entry.path: entry.from_torch(np.asarray(state[entry.name]))
-    for entry in entries
-  }
-  return _fill(variables_like, values)
+  return problems
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
