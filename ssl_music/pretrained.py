@@ -178,11 +178,12 @@ class Encoder:
     hop: float | None = None,
   ) -> Cut:
     """Reads a track and cuts it into segments; see `embed`."""
+    given = isinstance(source, np.ndarray)
+    name = "the array" if given else os.fspath(source)
     try:
-      if isinstance(source, np.ndarray):
-        pcm, name = audio.to_pcm(_mono(source, sample_rate)), "the array"
+      if given:
+        pcm = audio.to_pcm(_mono(source, sample_rate))
       else:
-        name = os.fspath(source)
         pcm = audio.normalise(audio.stream(name), tempfile.gettempdir())
       return cut(pcm, self.seconds, hop)
     except audio.AudioError as error:
