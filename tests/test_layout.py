@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
   {"compiled", "errors", "lock", "metrics", "pickle_machine", "progress"},
-  {"tagger"},
-  {"results", "published", "page", "drawing"},
+  {"tagger", "vectors"},
+  {"results", "published", "page", "drawing", "vector_parts"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
