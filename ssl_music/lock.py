@@ -9,27 +9,37 @@ from ssl_music.errors import InputError
 
 
 @contextlib.contextmanager
-def hold(folder: Path, what: str, advice: str) -> Iterator[None]:
+def hold(
+  folder: Path,
+  what: str,
+  advice: str,
+  *,
+  name: str = ".lock",
+  shared: bool = False,
+) -> Iterator[None]:
   """Keeps other processes out of a folder; the lock dies with the process.
 
   Args:
     folder: made where it is missing.
     what: for the message, "another process is {what} {folder}".
     advice: for the message, what to do instead.
+    name: of the lock's file.
+    shared: lets in others that share it, and keeps out those that do not.
 
   Raises:
     InputError: another process holds it, or the folder cannot be written to.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    file = (folder / name).open("w")
   except OSError as error:
     raise InputError(
       f"cannot write to {folder} ({error.strerror}): {advice}"
     ) from error
   with file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+      fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError as error:
       raise InputError(
         f"another process is {what} {folder}: wait for it, or {advice}"

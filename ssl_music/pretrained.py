@@ -8,33 +8,19 @@ whole track, and a track's mean is that of its sounding segments.
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soxr
 
 from ssl_music import encoder as networks
 from ssl_music import features, parallel, tagger, weights
-from ssl_music.data import audio, pipeline, ready, segments
+from ssl_music.data import audio, cuts
 from ssl_music.errors import InputError
 
 # Segments a device computes at once: the last batch of a track is filled up
 # with silence, so that there is one program for all.
 _BATCH = 8
-
-
-class Cut(NamedTuple):
-  """A track cut into segments.
-
-  Attributes:
-    pcm: int16 [samples], 16 kHz, normalised; may be a memory map.
-    starts: int64 [N], of the segments, in samples.
-    sounding: bool [N], which of them count for the track.
-  """
-
-  pcm: np.ndarray
-  starts: np.ndarray
-  sounding: np.ndarray
 
 
 class Encoder:
@@ -86,13 +72,16 @@ class Encoder:
     """Starts to embed a batch, and returns before it is done.
 
     Args:
-      waveform: int16 [n, samples], n at most `batch`.
+      waveform: int16 [n, samples], n at most `batch`; nobody may write to it
+        before the result is there.
 
     Returns:
       the array to be; `np.asarray(it)[:n]` waits for it, float32 [n, D].
     """
-    full = np.zeros((self.batch, waveform.shape[1]), np.int16)
-    full[: len(waveform)] = waveform
+    full = waveform
+    if len(waveform) < self.batch:
+      full = np.zeros((self.batch, waveform.shape[1]), np.int16)
+      full[: len(waveform)] = waveform
     return self._embed(parallel.shard(full, self._mesh, 0))
 
   def embed_segments(self, waveform: np.ndarray) -> np.ndarray:
@@ -176,7 +165,7 @@ class Encoder:
     sample_rate: float | None = None,
     *,
     hop: float | None = None,
-  ) -> Cut:
+  ) -> cuts.Cut:
     """Reads a track and cuts it into segments; see `embed`."""
     given = isinstance(source, np.ndarray)
     name = "the array" if given else os.fspath(source)
@@ -185,13 +174,15 @@ class Encoder:
         pcm = audio.to_pcm(_mono(source, sample_rate))
       else:
         pcm = audio.normalise(audio.stream(name), tempfile.gettempdir())
-      return cut(pcm, self.seconds, hop)
+      length = cuts.blocks(self.seconds)
+      step = length if hop is None else cuts.blocks(hop)
+      return cuts.cut(pcm, length, step)
     except audio.AudioError as error:
       raise InputError(
         f"cannot embed {name} ({error}): give another file"
       ) from error
 
-  def embed_cut(self, cut: Cut) -> np.ndarray:
+  def embed_cut(self, cut: cuts.Cut) -> np.ndarray:
     """Embeds the segments of a track in flat memory, float32 [N, D]."""
     samples = np.arange(round(self.seconds * audio.SAMPLE_RATE))
     found = [
@@ -222,37 +213,6 @@ def load(
     InputError: there is no such encoder, or it cannot be read.
   """
   return Encoder(weights.read(Path(path), checkpoint, network), batch)
-
-
-def cut(pcm: np.ndarray, seconds: float, hop: float | None = None) -> Cut:
-  """Cuts a track into segments of equal distance.
-
-  Args:
-    pcm: int16 [samples], of `audio.normalise`.
-    seconds: length of a segment, a multiple of 0.1 s.
-    hop: seconds from a start to the next, a multiple of 0.1 s; None is
-      `seconds`.
-
-  Raises:
-    AudioError: the track is shorter than a segment.
-    InputError: a length is no multiple of 0.1 s.
-  """
-  length = pipeline.blocks(seconds)
-  step = length if hop is None else pipeline.blocks(hop, "hop")
-  energy = ready.block_energy(pcm)
-  if len(energy) < length:
-    raise audio.AudioError(
-      f"too short ({len(pcm) / audio.SAMPLE_RATE:.1f} s, under a segment's"
-      f" {seconds:g} s)"
-    )
-  starts = np.arange(0, len(energy) - length + 1, step)
-  rms = float(np.sqrt(energy.mean(dtype=np.float64)))
-  sounding = segments.sounding(energy, rms, length)[starts]
-  if not sounding.any():
-    # All the energy lies in a rest that is left out.
-    loudness = segments.segment_rms(energy, length)[starts]
-    sounding = loudness == loudness.max()
-  return Cut(pcm, starts * segments.BLOCK, sounding)
 
 
 def track_mean(vectors: np.ndarray, sounding: np.ndarray) -> np.ndarray:

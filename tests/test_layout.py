@@ -9,18 +9,18 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
   {"compiled", "errors", "lock", "metrics", "pickle_machine", "progress"},
-  {"tagger"},
-  {"results", "published", "page", "drawing"},
+  {"tagger", "vectors"},
+  {"results", "published", "page", "drawing", "vector_parts"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
   {"features", "weights", "online", "jobs", "summary"},
   {"embeddings", "study", "study_inputs", "pretrained"},
-  {"train", "probe", "report"},
+  {"train", "probe", "report", "embed_files"},
   {"finetune", "sweep"},
   {"benchmark"},
-  {"main", "prepare"},
+  {"main", "prepare", "embed"},
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 
@@ -71,7 +71,7 @@ def test_only_one_file_knows_orbax():
 
 def test_nothing_imports_tensorflow_by_the_way():
   script = (
-    "import sys, ssl_music.main, ssl_music.prepare, ssl_music.report;"
+    "import sys, ssl_music.main, ssl_music.prepare, ssl_music.report, ssl_music.embed_files;"
     "sys.exit('tensorflow' in sys.modules)"
   )
   subprocess.run([sys.executable, "-c", script], check=True)

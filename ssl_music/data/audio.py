@@ -135,7 +135,9 @@ def to_pcm(waveform: np.ndarray) -> np.ndarray:
 
 
 def normalise(
-  blocks: Iterable[np.ndarray], folder: str | os.PathLike
+  blocks: Iterable[np.ndarray],
+  folder: str | os.PathLike,
+  name: str | os.PathLike | None = None,
 ) -> np.ndarray:
   """Returns `to_pcm` of a track in blocks, in bounded memory.
 
@@ -145,9 +147,10 @@ def normalise(
   Args:
     blocks: float32 [samples] each, such as `stream`'s.
     folder: for files without a name, which go when nothing uses them any more.
+    name: a file for a long track's result, which stays; None is one without.
 
   Returns:
-    int16 [samples]; of a long track, a memory map.
+    int16 [samples]; of a long track, a memory map, little-endian.
 
   Raises:
     AudioError: as `to_pcm`, or the blocks raise it.
@@ -159,7 +162,7 @@ def normalise(
     held.append(block)
     samples += len(block)
     if samples > HELD:
-      return _mapped_pcm(itertools.chain(held, blocks), folder)
+      return _mapped_pcm(itertools.chain(held, blocks), folder, name)
   return _to_pcm(held)
 
 
@@ -176,11 +179,15 @@ def _to_pcm(blocks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _mapped_pcm(
-  blocks: Iterable[np.ndarray], folder: str | os.PathLike
+  blocks: Iterable[np.ndarray],
+  folder: str | os.PathLike,
+  name: str | os.PathLike | None,
 ) -> np.ndarray:
   with (
     tempfile.TemporaryFile(dir=folder) as waiting,
-    tempfile.TemporaryFile(dir=folder) as out,
+    tempfile.TemporaryFile(dir=folder)
+    if name is None
+    else Path(name).open("w+b") as out,
   ):
     peak = 0.0
     for block in blocks:

@@ -1,0 +1,167 @@
+"""Vectors for your own music: `python -m ssl_music.embed MUSIC --encoder=PATH`.
+
+Whatever a folder holds already is passed over, so that the same command adds
+what is new. `vectors` describes what is written, and reads it. What is slow to
+import is imported where it is used: worker processes import this module too,
+and need none of it.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+from ssl_music.errors import report
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Embeds the files and folders that the command line names.
+
+  Returns:
+    the exit code: 1 where a file could not be embedded, as `cp` and `tar` have
+    it; the others are embedded nevertheless.
+
+  Raises:
+    InputError: what is wrong with the input, in one sentence.
+  """
+  options = _parser().parse_args(arguments)
+  # As an exception, so that what was done is kept.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  from ssl_music import compiled, embed_files, pretrained
+
+  compiled.keep()
+  paths = embed_files.find(options.sources)
+  encoder = pretrained.load(
+    options.encoder, options.checkpoint, options.network, batch=options.batch
+  )
+  done = embed_files.embed_files(
+    encoder,
+    paths,
+    Path(options.out),
+    hop=options.hop,
+    kind=options.format,
+    processes=options.processes,
+    shard=options.shard,
+  )
+  _print_summary(done, Path(options.out), options.shard)
+  return 1 if done.failed else 0
+
+
+def _print_summary(done, folder: Path, shard: tuple[int, int] | None) -> None:
+  from ssl_music import vectors
+
+  print(
+    f"{done.tracks} files embedded ({done.seconds / 3600:.2f} hours,"
+    f" {done.segments} segments), {done.present} were there already,"
+    f" {len(done.failed)} failed"
+  )
+  failed = sorted(done.failed.items())
+  for path, reason in failed[:20]:
+    print(f"  failed {path}: {reason}")
+  if len(failed) > 20:
+    print(f"  and {len(failed) - 20} more failed")
+  if not done.merged:
+    print(
+      f"this was shard {shard[0]} of {shard[1]}: when all are done, the same"
+      f" command without --shard merges them into one table in {folder}"
+    )
+    return
+  about = done.about
+  for name in vectors.FORMATS[about["format"]]:
+    print(f"{folder / name}", end=" ")
+  print(f"has {about['segments']} segments of {about['tracks']} files")
+  if (folder / vectors.FAILED).exists():
+    print(f"failed: {folder / vectors.FAILED}")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m ssl_music.embed",
+    description="Embed music: a vector for every segment of every file.",
+    epilog="Exit code: 0 if all files are embedded, 1 if some could not be, 2"
+    " if nothing could be done. Interrupted, the same command goes on.",
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "sources", nargs="+", metavar="FILE_OR_FOLDER", help="music"
+  )
+  parser.add_argument(
+    "--encoder",
+    required=True,
+    help="workdir of a pre-training, probe or fine-tuning, an export, or a .pt"
+    " or .safetensors file",
+  )
+  parser.add_argument(
+    "--out", required=True, help="folder for the vectors, or with some"
+  )
+  parser.add_argument(
+    "--checkpoint",
+    default="latest",
+    help="of a pre-training: latest, best or a step (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--network",
+    choices=("student", "teacher"),
+    default="student",
+    help="where there are two (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--hop",
+    type=float,
+    metavar="SECONDS",
+    help="from a segment's start to the next one's, a multiple of 0.1; default:"
+    " a segment's length",
+  )
+  parser.add_argument(
+    "--format",
+    choices=("parquet", "npy"),
+    default="parquet",
+    help="a Parquet table, or .npy and .csv (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--batch",
+    type=_positive,
+    default=32,
+    help="segments that each device computes at once (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--processes",
+    type=_natural,
+    default=len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count(),
+    help="worker processes that decode; default: one a core",
+  )
+  parser.add_argument(
+    "--shard",
+    type=_shard,
+    metavar="I/N",
+    help="the I-th of N parts of the files alone, 1/N to N/N, beside other"
+    " processes or machines; a run without it merges",
+  )
+  return parser
+
+
+def _natural(text: str) -> int:
+  if not re.fullmatch("[0-9]+", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+  return int(text)
+
+
+def _positive(text: str) -> int:
+  if not re.fullmatch("0*[1-9][0-9]*", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+  return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+  found = re.fullmatch("([0-9]+)/([0-9]+)", text)
+  if not found or not 1 <= int(found[1]) <= int(found[2]):
+    raise argparse.ArgumentTypeError(f"{text!r} is none of 1/N, 2/N .. N/N")
+  return int(found[1]), int(found[2])
+
+
+if __name__ == "__main__":
+  report(main)
