@@ -1,6 +1,6 @@
-"""What a study's probes are trained and scored on, made on the host."""
+"""What a study's probes are trained on and picked by, made on the host."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -53,14 +53,68 @@ def in_blocks(part: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {"x": x.reshape(*shape, x.shape[1]), "owners": owners.reshape(shape)}
 
 
-def minibatches(group: Mapping, batch: int, steps: int) -> np.ndarray:
-  """Returns segments of a group's minibatches, int32 [steps, batch].
+def blocks(
+  groups: Sequence[dict], batch: int, size: int
+) -> Iterator[list[dict]]:
+  """Divides groups into blocks with minibatches of one length.
+
+  A minibatch of a subset with fewer segments than `batch` is no longer than the
+  next power of two: few lengths, since each is a program of its own. It follows
+  from the subset alone, whatever else is trained.
+
+  Args:
+    groups: as in `study.run`; each gets its "batch".
+    batch: the longest.
+    size: groups of a block, at most.
+  """
+  by_length: dict[int, list[dict]] = {}
+  for group in groups:
+    length = min(batch, 1 << (len(group["rows"]) - 1).bit_length())
+    by_length.setdefault(length, []).append(group | {"batch": length})
+  # The longest first: what is left at the end is soon done.
+  for _, some in sorted(by_length.items(), reverse=True):
+    for start in range(0, len(some), size):
+      yield some[start : start + size]
+
+
+def minibatches(group: Mapping, steps: int) -> np.ndarray:
+  """Returns segments of a group's minibatches, int32 [steps, group["batch"]].
 
   They go through all its segments, in a new order each time, again and again;
-  of fewer segments than a minibatch has, each comes several times.
+  of fewer segments than a minibatch has, some come twice.
   """
   rng = np.random.default_rng([group["seed"], group["subset"]])
-  rows = group["rows"].astype(np.int32)
+  rows, batch = group["rows"].astype(np.int32), group["batch"]
   epochs = -(-steps * batch // len(rows))
   orders = rng.permuted(np.broadcast_to(rows, (epochs, len(rows))), axis=1)
   return orders.ravel()[: steps * batch].reshape(steps, batch)
+
+
+def macro_map(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+  """Returns macro mAP of many rankings, in a few passes over sorted integers.
+
+  `metrics.average_precision` but for ties: where a negative's score is a
+  positive's to the last bit of float32, the negative comes first.
+
+  Args:
+    labels: bool [M, T]; tags without a positive or a negative are left out.
+    scores: float32 [K, M, T].
+
+  Returns:
+    float64 [K]; 0 where a score is not finite.
+  """
+  positives = labels.sum(axis=0)
+  kept = (positives > 0) & (positives < len(labels))
+  ordered = np.ascontiguousarray(scores[..., kept].swapaxes(1, 2), np.float32)
+  finite = np.isfinite(ordered).all(axis=(1, 2))
+  # As integers, floats of one sign sort like numbers; of the others, all bits
+  # but the sign are flipped. The last bit, then, tells positives. Negated, so
+  # that the best comes first.
+  bits = (-ordered).view(np.int32)
+  bits ^= (bits >> 31) & 0x7FFF_FFFF
+  bits = (bits & ~1) | labels[:, kept].T
+  bits.sort(axis=-1)
+  hit = (bits & 1).astype(np.float32)
+  precision = np.cumsum(hit, axis=-1) / np.arange(1, len(labels) + 1)
+  values = (precision * hit).sum(axis=-1) / positives[kept]
+  return np.where(finite, values.mean(axis=-1), 0.0)

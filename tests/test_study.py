@@ -1,3 +1,5 @@
+import math
+
 import jax
 import numpy as np
 import optax
@@ -68,7 +70,7 @@ def update(params, state, x, y, rate, decay):
   """A step of a linear probe, compiled once for all rates."""
 
   def loss(params):
-    logits = study.Probe((TAGS,)).apply(params, x)
+    logits = x @ params["kernel"] + params["bias"]
     p = jax.nn.log_sigmoid(logits) * y + jax.nn.log_sigmoid(-logits) * (1 - y)
     return -p.mean()
 
@@ -79,14 +81,15 @@ def update(params, state, x, y, rate, decay):
 
 def one_by_one(config, data, mask, seed, subset, rate, decay):
   """Trains one probe as a plain loop; returns validation mAP and logits."""
-  model = study.Probe((TAGS,))
   x = data["train"]["x"].astype(np.float64)
   mean, deviation = x.mean(axis=0), x.std(axis=0)
   scale = lambda v: (v.astype(np.float64) - mean) / deviation
   rows = np.flatnonzero(mask[data["train"]["owners"]])
   y = data["train"]["labels"][data["train"]["owners"]]
-  group = {"rows": rows, "seed": seed, "subset": subset}
-  params = model.init(jax.random.key(seed), x[:1])
+  # A subset of few segments has short minibatches.
+  batch = min(8, 2 ** math.ceil(math.log2(len(rows))))
+  group = {"rows": rows, "seed": seed, "subset": subset, "batch": batch}
+  (params,) = study.initial(seed, (SIZE, TAGS))
   state = optimizer(rate, decay).init(params)
   tracks = {}
   for split in ("validation", "test"):
@@ -99,16 +102,17 @@ def one_by_one(config, data, mask, seed, subset, rate, decay):
     )
 
   best = -1.0, None
-  batches = inputs.minibatches(group, config["batch"], config["steps"])
+  batches = inputs.minibatches(group, config["steps"])
   for step, chosen in enumerate(batches, 1):
     given = scale(x[chosen]), y[chosen].astype(np.float32)
     params, state = update(params, state, *given, rate, decay)
     if step % (config["steps"] // config["evaluations"]) == 0:
-      logits = model.apply(params, tracks["validation"])
+      kernel, bias = params["kernel"], params["bias"]
+      logits = tracks["validation"] @ kernel + bias
       labels = data["validation"]["labels"]
       quality = metrics.scores(labels, logits, range(TAGS))["map_macro"]
       if quality > best[0]:
-        best = quality, (step, model.apply(params, tracks["test"]))
+        best = quality, (step, tracks["test"] @ kernel + bias)
   return best
 
 
@@ -138,9 +142,9 @@ def test_equals_probes_trained_one_by_one(found):
 
 def test_devices_and_blocks_make_no_difference(monkeypatch):
   one = run({"hidden": (5,)})
-  # A group at a time on each of four devices, so six in two blocks, filled up.
-  monkeypatch.setattr(study, "_MEMORY", 1)
-  other = run({"hidden": (5,)}, devices=4)
+  # Two groups at a time on each of two devices, so six in blocks of up to four.
+  monkeypatch.setattr(study, "_block_size", lambda *_: 4)
+  other = run({"hidden": (5,)}, devices=2)
   np.testing.assert_allclose(
     one["logits"], other["logits"], rtol=1e-4, atol=1e-4
   )
@@ -225,7 +229,7 @@ def test_selection_follows_the_metric():
     metrics.scores(labels, one, range(5))["map_macro"] for one in scores
   ]
   np.testing.assert_allclose(
-    study.macro_map(labels, scores), expected, rtol=1e-5
+    inputs.macro_map(labels, scores), expected, rtol=1e-5
   )
 
 
@@ -233,18 +237,30 @@ def test_selection_counts_ties_against_and_nothing_for_what_is_no_number():
   labels = np.array([[True], [False], [False], [False]])
   scores = np.zeros((3, 4, 1), np.float32)
   scores[1, 0], scores[2, 3] = 1, np.nan
-  np.testing.assert_allclose(study.macro_map(labels, scores), [0.25, 1, 0])
+  np.testing.assert_allclose(inputs.macro_map(labels, scores), [0.25, 1, 0])
 
 
 def test_minibatches_take_every_segment_before_any_comes_again():
-  group = {"rows": np.arange(10, 17), "seed": 0, "subset": 2}
-  batches = inputs.minibatches(group, 4, 21)
+  group = {"rows": np.arange(10, 17), "seed": 0, "subset": 2, "batch": 4}
+  batches = inputs.minibatches(group, 21)
   assert batches.shape == (21, 4)
   epochs = batches.ravel().reshape(-1, 7)
   assert (np.sort(epochs, axis=1) == np.arange(10, 17)).all()
   assert len(np.unique(epochs, axis=0)) > 1
-  other = inputs.minibatches(group | {"subset": 1}, 4, 21)
+  other = inputs.minibatches(group | {"subset": 1}, 21)
   assert (batches != other).any()
+
+
+def test_blocks_have_minibatches_of_one_length():
+  sizes = (1, 3, 16, 17, 40, 300, 300, 300)
+  groups = [{"rows": np.arange(n), "name": i} for i, n in enumerate(sizes)]
+  blocks = [*inputs.blocks(groups, 24, 2)]
+  assert [[g["batch"] for g in block] for block in blocks] == [
+    *[[24, 24], [24, 24], [24]],
+    *[[16], [4], [1]],
+  ]
+  names = [group["name"] for block in blocks for group in block]
+  assert sorted(names) == [*range(8)]
 
 
 def test_moments():
