@@ -79,9 +79,7 @@ def train(
     settings["data"]["labels"] = list(tracks.tags)
     settings["pretext"]["head"] = (*config.pretext.head, len(tracks.tags))
   # Into the config that a resumed run must equal.
-  rows = [tracks.splits, tracks.ids, map(str, tracks.samples)]
-  rows += [map(str, tracks.labels.tolist())] if task.labels else []
-  settings["data"]["fingerprint"] = fingerprint(zip(*rows, strict=True), ())
+  settings["data"]["fingerprint"] = data_fingerprint(tracks, task.labels)
   batches = pipeline.pretraining_batches(
     tracks,
     seconds=config.data.seconds,
@@ -142,6 +140,18 @@ def train(
           raise workdir.Stopped(done, total, stop)
         log.stop_if_collapsed()
   return state
+
+
+def data_fingerprint(tracks: Tracks, labels: bool) -> str:
+  """Returns a hash of all of a run's tracks that its numbers depend on.
+
+  Args:
+    tracks: that it trains on.
+    labels: whether the task learns them.
+  """
+  rows = [tracks.splits, tracks.ids, map(str, tracks.samples)]
+  rows += [map(str, tracks.labels.tolist())] if labels else []
+  return fingerprint(zip(*rows, strict=True), ())
 
 
 def _make_optimizer(

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from ssl_music import checkpoint, workdir
 from ssl_music.errors import InputError
-from ssl_music.models import torch_checkpoint
+from ssl_music.models import safetensors_file, torch_checkpoint
 
-# The file of an export (see `export`) that holds its weights.
+# The file of an export (see `export`) that holds its weights, and the version
+# of all that lies there.
 EXPORTED = "encoder.safetensors"
+FORMAT = safetensors_file.FORMAT
 
 
 class Weights(NamedTuple):
@@ -53,8 +55,7 @@ def read(
       " python -m ssl_music.export, or a .pt or .safetensors file"
     )
   if (path / EXPORTED).is_file():
-    head = path if (path / "head.npz").is_file() else None
-    return _of_file(path / EXPORTED, network)._replace(head=head)
+    return _of_export(path, network)
   config = workdir.read_config(path)
   job = config.get("job")
   if job == "probe":
@@ -83,6 +84,16 @@ def _of_file(path: Path, network: str) -> Weights:
   settings, variables = torch_checkpoint.load(path, network)
   described = {"encoder": str(path), "network": network}
   return Weights(settings, variables, described, None)
+
+
+def _of_export(path: Path, network: str) -> Weights:
+  """An export, which says of itself what its source was."""
+  found = _of_file(path / EXPORTED, network)
+  source = workdir.read_config(path).get("source", {})
+  return found._replace(
+    described={"encoder": str(path)} | source,
+    head=path if (path / "head.npz").is_file() else None,
+  )
 
 
 def _of_probe(path: Path, config: Mapping[str, Any]) -> Weights:

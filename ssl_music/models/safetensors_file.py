@@ -107,7 +107,7 @@ def write(
   if config is not None:
     metadata = {_KEY: json.dumps({"format": FORMAT, "config": config})}
   # The library reads each array's memory from end to end.
-  arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+  arrays = {name: np.asarray(a, order="C") for name, a in arrays.items()}
   part = path.with_name(f"{path.name}.part")
   try:
     with part.open("wb") as file:

@@ -1,0 +1,204 @@
+"""Takes an encoder away: `python -m ssl_music.export WORKDIR --out=DIR`."""
+
+import argparse
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ssl_music import (
+  bundle,
+  compiled,
+  lock,
+  model_card,
+  provenance,
+  tagger,
+  weights,
+  workdir,
+)
+from ssl_music.errors import InputError, report
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """Exports the encoder that the command line names.
+
+  Raises:
+    InputError: there is no such encoder, or it cannot be exported.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m ssl_music.export",
+    description="Write an encoder to a folder that needs nothing of ssl_music:"
+    " a program for jax alone, its weights in our names and in the published"
+    " ones, a tag head if there is one, a model card, and a check of it all.",
+  )
+  parser.add_argument(
+    "source",
+    metavar="WORKDIR",
+    type=Path,
+    help="of a pre-training, a fine-tuning or a probe (with its head); or a"
+    " checkpoint of the authors, or a .safetensors file",
+  )
+  parser.add_argument(
+    "--out", type=Path, required=True, metavar="DIR", help="the new folder"
+  )
+  parser.add_argument(
+    "--checkpoint",
+    help="of a pre-training: latest (default), best, or a step",
+  )
+  parser.add_argument(
+    "--network",
+    choices=("student", "teacher"),
+    help="of a task with two networks (default: student)",
+  )
+  parser.add_argument(
+    "--license", default="", metavar="TEXT", help="for the model card"
+  )
+  parser.add_argument(
+    "--scores",
+    type=Path,
+    nargs="+",
+    action="extend",
+    default=[],
+    metavar="PROBE_WORKDIR",
+    help="probes of it, for the model card (default: those that lie beside it)",
+  )
+  options = parser.parse_args(arguments)
+  # As an exception, so that what is unfinished is removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  compiled.keep()
+  made = export(
+    options.source,
+    options.out,
+    checkpoint=options.checkpoint,
+    network=options.network,
+    license=options.license,
+    scores=options.scores,
+  )
+  for name, size in made["files"].items():
+    gap = made["differences"].get(name)
+    print(
+      f"{options.out / name}: {size / 1e6:.2f} MB"
+      + ("" if gap is None else f", checked, difference {gap:.1e}")
+    )
+  if not options.license:
+    print(f"no --license was given: {options.out / 'README.md'} says so")
+
+
+def export(
+  source: Path,
+  out: Path,
+  *,
+  checkpoint: str | int | None = None,
+  network: str | None = None,
+  license: str = "",
+  scores: Sequence[Path] = (),
+) -> dict[str, Any]:
+  """Writes an encoder into a new folder, checked, or leaves nothing.
+
+  Args:
+    source: as of `weights.read`.
+    out: the folder; its parents are made.
+    checkpoint: of a pre-training, "latest", "best" or a step; None is the
+      latest.
+    network: "student" or "teacher", where there are two; None is the student,
+      and a probe's.
+    license: for the model card.
+    scores: workdirs of probes, for the card; none are looked for beside the
+      source.
+
+  Returns:
+    what the card was made of, see `model_card.text`.
+
+  Raises:
+    InputError: there is no such encoder, the folder exists or cannot be
+      written, or an artefact does not compute what the encoder does.
+  """
+  source, out = Path(source), Path(out)
+  if out.exists() or out.is_symlink():
+    raise InputError(f"{out} exists: give a new folder as --out")
+  found = _read(source, checkpoint, network)
+  facts = {
+    "name": out.absolute().name,
+    "source": _without_paths(found.described),
+    "trainings": provenance.trainings(found.described),
+    "scores": provenance.scores(source, found.described, scores),
+    "license": license.strip(),
+  }
+  beside = out.absolute().with_name(f".{out.absolute().name}.partial")
+  try:
+    with lock.hold(beside, "exporting to", "give another --out"):
+      try:
+        folder = beside / "export"
+        shutil.rmtree(folder, ignore_errors=True)  # a killed process's
+        folder.mkdir()
+        made = _fill(folder, found, facts)
+        folder.rename(out)
+      finally:
+        shutil.rmtree(beside, ignore_errors=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot write {out} ({error.strerror or error}): make room, or give"
+      " another --out"
+    ) from error
+  return made
+
+
+def _read(
+  source: Path, checkpoint: str | int | None, network: str | None
+) -> weights.Weights:
+  """Reads the encoder; a choice that its source does not leave is an error."""
+  found = weights.read(source, checkpoint or "latest", network or "student")
+  is_run = (source / "config.json").is_file()
+  job = workdir.read_config(source).get("job") if is_run else None
+  if checkpoint and job != "pretrain":
+    raise InputError(
+      f"--checkpoint={checkpoint} chooses among a pre-training's, and {source}"
+      " is none: leave it out"
+    )
+  has = found.described["network"]
+  if network and network != has:
+    raise InputError(
+      f"--network={network} is not what {source} is of, the {has}: leave it"
+      " out, or give the pre-training"
+    )
+  return found
+
+
+def _without_paths(described: Mapping[str, Any]) -> dict[str, Any]:
+  """What an encoder says of itself, without this machine's folders."""
+  return {k: v for k, v in described.items() if k != "encoder"}
+
+
+def _fill(
+  folder: Path, found: weights.Weights, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes everything into a folder; returns what the card was made of."""
+  differences = bundle.write(folder, found)
+  tags = tagger.load(folder)["tags"] if found.head is not None else []
+  config = {"format": weights.FORMAT, "job": "export", **found.settings}
+  config |= {"tags": tags, **facts}
+  bundle.write_json(folder / "config.json", config)
+  about = {
+    **facts,
+    "settings": found.settings,
+    "parameters": sum(
+      x.size for x in jax.tree.leaves(found.variables["params"])
+    ),
+    "tags": tags,
+    "differences": differences,
+    "allowed": bundle.limits(found),
+    "versions": bundle.versions(),
+    "files": {
+      file.name: file.stat().st_size for file in sorted(folder.iterdir())
+    },
+  }
+  (folder / "README.md").write_text(model_card.text(about), "utf-8")
+  return about
+
+
+if __name__ == "__main__":
+  report(main)
