@@ -19,8 +19,8 @@ ROOMS = (
   {"embeddings", "study", "study_inputs", "pretrained"},
   {"train", "probe", "report", "embed_files"},
   {"finetune", "sweep"},
-  {"benchmark"},
-  {"main", "prepare", "embed"},
+  {"benchmark", "bundle", "model_card", "provenance", "verify_export"},
+  {"export", "main", "prepare", "embed"},
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 
@@ -72,7 +72,7 @@ def test_only_one_file_knows_orbax():
 def test_nothing_imports_tensorflow_by_the_way():
   script = (
     "import sys, ssl_music.main, ssl_music.prepare, ssl_music.report;"
-    "import ssl_music.embed_files;"
+    "import ssl_music.embed_files, ssl_music.export;"
     "sys.exit('tensorflow' in sys.modules)"
   )
   subprocess.run([sys.executable, "-c", script], check=True)
