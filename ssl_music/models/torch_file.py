@@ -55,7 +55,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
   Raises:
     InputError: the file cannot be read, is no such file, is cut off or
-      damaged, or holds no tensors by name.
+      damaged (or has no checksums: `set_crc32_options(False)` of PyTorch), or
+      holds no tensors by name.
   """
   path = Path(path)
   try:
@@ -102,7 +103,8 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
       *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
       *(NotImplementedError, RuntimeError, ValueError, OverflowError),
     ) as error:
-      raise Refused("is a zip that is cut off or damaged") from error
+      said = ascii(str(error))[1:80].rstrip("'")
+      raise Refused(f"is a zip that is cut off or damaged ({said})") from error
 
 
 def _read_archive(
@@ -184,7 +186,7 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
 def _tensors(checkpoint: Any) -> dict[str, torch_pickle.Tensor]:
   """Returns the tensors of a checkpoint's state dict by name."""
   if type(checkpoint) is not dict:
-    raise Refused("holds no state dict")
+    raise Refused("holds no state dict", ", the result of model.state_dict()")
   for state in (*map(checkpoint.get, _PLACES), checkpoint):
     if type(state) is dict:
       # Escaped, as names go to somebody's terminal when they do not fit.

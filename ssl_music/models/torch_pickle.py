@@ -165,9 +165,7 @@ def array(tensor: Tensor, storage: bytes, little_endian: bool) -> np.ndarray:
   reach = tensor.offset + sum(
     (n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)
   )
-  if 0 in tensor.size:
-    return np.zeros(tensor.size, dtype)
-  if reach >= len(storage) // dtype.itemsize:
+  if 0 not in tensor.size and reach >= len(storage) // dtype.itemsize:
     raise Refused(
       f"holds a tensor of {reach + 1} values in a storage of"
       f" {len(storage) // dtype.itemsize}"
@@ -178,13 +176,18 @@ def array(tensor: Tensor, storage: bytes, little_endian: bool) -> np.ndarray:
     storage = np.frombuffer(whole, f"u{part}").byteswap().tobytes()
   if dtype.kind == "b":  # what is neither 0 nor 1 is true
     storage = (np.frombuffer(storage, np.uint8) != 0).tobytes()
-  values = np.ndarray(
-    tensor.size,
-    dtype,
-    storage,
-    tensor.offset * dtype.itemsize,
-    [step * dtype.itemsize for step in tensor.stride],
-  )
+  try:
+    if 0 in tensor.size:
+      return np.zeros(tensor.size, dtype)
+    values = np.ndarray(
+      tensor.size,
+      dtype,
+      storage,
+      tensor.offset * dtype.itemsize,
+      [step * dtype.itemsize for step in tensor.stride],
+    )
+  except (OverflowError, ValueError) as error:
+    raise Refused("holds a tensor of no possible shape") from error
   if tensor.conjugate:
     values = values.conj()
   return -values if tensor.negative else values
