@@ -105,35 +105,48 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     depths = parts["model"]["depths"]
     if not 0 < sum(depths) <= _MOST_BLOCKS:
       raise ValueError(f"depths={depths}")
-    shapes(parts)
   except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-    raise InputError(
-      f"it describes no possible network ({str(error)[:200]}): {_ADVICE}"
-    ) from error
+    raise _impossible(error) from error
   return parts
 
 
 def shapes(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns {"params", "batch_stats"} of a network as shapes, float32."""
+  """Returns {"params", "batch_stats"} of a network as shapes, float32.
+
+  Args:
+    settings: of `checked`.
+
+  Raises:
+    InputError: the sizes do not go together. The message does not name the
+      file.
+  """
   model, front_end = settings["model"], settings["frontend"]
   samples = round(settings["data"]["seconds"] * SAMPLE_RATE)
-  network = ResNet(
-    width=model["width"],
-    depths=tuple(model["depths"]),
-    heads=model["heads"],
-    output=model["output"],
-  )
-  size = (1, front_end["n_mels"], frontend.frames(samples, front_end["hop"]))
-  return jax.eval_shape(
-    functools.partial(network.init, train=False),
-    jax.random.key(0),
-    jax.ShapeDtypeStruct(size, jnp.float32),
-  )
+  try:
+    network = ResNet(
+      width=model["width"],
+      depths=tuple(model["depths"]),
+      heads=model["heads"],
+      output=model["output"],
+    )
+    size = (1, front_end["n_mels"], frontend.frames(samples, front_end["hop"]))
+    return jax.eval_shape(
+      functools.partial(network.init, train=False),
+      jax.random.key(0),
+      jax.ShapeDtypeStruct(size, jnp.float32),
+    )
+  except (ArithmeticError, TypeError, ValueError) as error:
+    raise _impossible(error) from error
+
+
+def _impossible(error: Exception) -> InputError:
+  said = str(error).split("\n")[0][:200]
+  return InputError(f"it describes no possible network ({said}): {_ADVICE}")
 
 
 def _parts(config: Mapping[str, Any]) -> dict[str, Any]:
   return {
-    "model": dict(config["model"]),
+    "model": {**config["model"], "depths": list(config["model"]["depths"])},
     "frontend": dict(config["frontend"]),
     "data": {"seconds": config["data"]["seconds"]},
   }

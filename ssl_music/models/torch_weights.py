@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ssl_music.models.frontend import hann_window, mel_filterbank
@@ -166,7 +167,7 @@ def misfits(
     elif shape != allowed[name]:
       problems.append(f"{name} has shape {shape}, expected {allowed[name]}")
     elif name in constants and not np.allclose(
-      np.asarray(value, np.float64), constants[name], atol=1e-3
+      np.asarray(value, np.float64), constants[name], atol=_tolerance(value)
     ):
       problems.append(f"{name} is that of another front end")
   return problems
@@ -196,6 +197,13 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   }
   counters = {name: np.zeros((), np.int64) for name in _counters(entries)}
   return state | counters
+
+
+def _tolerance(value: np.ndarray) -> float:
+  """How far a constant from 0 to 1 may be off: more if it is of 16 bits."""
+  dtype = np.asarray(value).dtype
+  floating = jnp.issubdtype(dtype, np.floating)
+  return max(1e-3, float(jnp.finfo(dtype).eps)) if floating else 1e-3
 
 
 def _leaves(
