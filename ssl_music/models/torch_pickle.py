@@ -184,7 +184,11 @@ def array(tensor: Tensor, storage: bytes, little_endian: bool) -> np.ndarray:
       dtype,
       storage,
       tensor.offset * dtype.itemsize,
-      [step * dtype.itemsize for step in tensor.stride],
+      # The step of an axis of length 1 means nothing, and may be anything.
+      [
+        step * dtype.itemsize if n > 1 else 0
+        for n, step in zip(tensor.size, tensor.stride, strict=True)
+      ],
     )
   except (OverflowError, ValueError) as error:
     raise Refused("holds a tensor of no possible shape") from error
