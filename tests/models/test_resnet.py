@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_files
 from jax.sharding import Mesh, PartitionSpec
 
-from ssl_music.models import frontend, torch_weights
+from ssl_music.models import frontend, torch_checkpoint, torch_weights
 from ssl_music.models.resnet import (
   AttentionPool,
   ResNet,
@@ -75,10 +76,14 @@ def train_pass():
     return np.asarray(embedding), torch_weights.to_torch(updated)
 
 
-def test_embedding_agrees_with_the_published_network():
-  network = ResNet()
-  wave = golden.wave()
-  variables = published_variables(network, np.zeros((1, 128, 126), np.float32))
+def test_embedding_agrees_with_the_published_network(tmp_path):
+  """The weights come as published: in a checkpoint of torch.save."""
+  state = golden.state_dict("backbone")
+  other = {name: np.zeros_like(value) for name, value in state.items()}
+  checkpoint = {"model": torch_files.layouts(state, other)["byol"]}
+  (tmp_path / "byol.pt").write_bytes(torch_files.zipped(checkpoint))
+  _, variables = torch_checkpoint.load(tmp_path / "byol.pt")
+  network, wave = ResNet(), golden.wave()
 
   @jax.jit
   def embed(wave):
