@@ -75,8 +75,7 @@ def find_backbone(
     prefixes = [prefix for group in found.values() for prefix in group]
     if networks:
       raise InputError(
-        f"there is no {network} but only a {networks[0]}: give"
-        f" network={networks[0]!r}"
+        f"there is no {network} but only a {networks[0]}: take that one"
       )
     raise InputError(
       "no backbone is among names that begin with"
@@ -128,7 +127,9 @@ def load(
       if config is None:
         raise InputError("it has no config: export the encoder again")
       if network != "student":
-        raise InputError(f"there is no {network} in an export: leave it out")
+        raise InputError(
+          f"there is no {network} in an export: take the student"
+        )
       settings = backbone_settings.checked(config)
       variables = _ours(arrays, backbone_settings.shapes(settings))
     else:
@@ -193,8 +194,13 @@ def _read(
     raise InputError(
       f"{path} is no file: give a .pt checkpoint or a .safetensors file"
     )
-  with path.open("rb") as file:
-    head = file.read(32)
+  try:
+    with path.open("rb") as file:
+      head = file.read(32)
+  except OSError as error:
+    raise InputError(
+      f"cannot read {path} ({error.strerror}): give a file that can be read"
+    ) from error
   if torch_file.is_torch(head):
     return torch_file.read(path), None
   if safetensors_file.is_safetensors(head):

@@ -170,18 +170,12 @@ def array(tensor: Tensor, storage: bytes, little_endian: bool) -> np.ndarray:
       f"holds a tensor of {reach + 1} values in a storage of"
       f" {len(storage) // dtype.itemsize}"
     )
-  if little_endian != (sys.byteorder == "little"):
-    part = dtype.itemsize // (2 if dtype.kind == "c" else 1)
-    whole = storage[: len(storage) // part * part]
-    storage = np.frombuffer(whole, f"u{part}").byteswap().tobytes()
-  if dtype.kind == "b":  # what is neither 0 nor 1 is true
-    storage = (np.frombuffer(storage, np.uint8) != 0).tobytes()
   try:
     if 0 in tensor.size:
       return np.zeros(tensor.size, dtype)
     values = np.ndarray(
       tensor.size,
-      dtype,
+      np.uint8 if dtype.kind == "b" else dtype,
       storage,
       tensor.offset * dtype.itemsize,
       # The step of an axis of length 1 means nothing, and may be anything.
@@ -192,9 +186,15 @@ def array(tensor: Tensor, storage: bytes, little_endian: bool) -> np.ndarray:
     )
   except (OverflowError, ValueError) as error:
     raise Refused("holds a tensor of no possible shape") from error
+  if dtype.kind == "b":
+    values = np.asarray(values != 0)  # whatever is not 0 is true
+  if little_endian != (sys.byteorder == "little"):
+    part = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+    parts = values.reshape(-1).view(f"u{part}").byteswap()
+    values = parts.view(dtype).reshape(tensor.size)
   if tensor.conjugate:
     values = values.conj()
-  return -values if tensor.negative else values
+  return np.asarray(-values if tensor.negative else values)
 
 
 def _code(name: str) -> Any:

@@ -61,6 +61,7 @@ def test_what_pytorch_wrote(file):
 def test_both_byte_orders(tmp_path, swap):
   kinds = ("float16", "bfloat16", "float32", "float64", "int64", "bool")
   state = {kind: make_torch_files.values(kind) for kind in kinds}
+  state["transposed"] = state["float32"].T
   path = written(tmp_path, torch_files.zipped(state, swap=swap))
   same(torch_file.read(path), state)
 
