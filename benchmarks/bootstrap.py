@@ -158,7 +158,8 @@ def main(_) -> None:
   print("| --- | --- | --- | --- |")
   for name, size in TIMED.items():
     measure(name, *size)
-  print(f"\n| tracks | tags | positives | interval | {' | '.join(metrics.METRICS)} |")
+  names = " | ".join(metrics.METRICS)
+  print(f"\n| tracks | tags | positives | interval | {names} |")
   print("| --- | --- | --- | --- | --- | --- | --- | --- |")
   for size in _SIZES.value:
     simulate(*map(int, size.split("x")))
