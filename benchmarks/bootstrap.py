@@ -26,6 +26,9 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed runs; the best is printed.")
 _SIZES = flags.DEFINE_list(
   "sizes", ["300x10", "300x50", "1000x20", "4000x20"], "Tracks x tags."
 )
+_PREVALENCE = flags.DEFINE_list(
+  "prevalence", ["0.01", "0.2"], "Of the rarest and of the commonest tag."
+)
 
 CORRELATION = 0.3  # of the latent Gaussians of two tags
 BETTER = 0.2  # how much further the second tagger separates a tag
@@ -74,9 +77,10 @@ def latent(generator: np.random.Generator, tracks: int, tags: int):
 
 def simulate(tracks: int, tags: int) -> None:
   """Prints how often intervals of test sets of this size hold the truth."""
-  prevalence = np.geomspace(0.01, 0.2, tags)
+  prevalence = np.geomspace(*map(float, _PREVALENCE.value), tags)
   separation = np.random.default_rng(1).uniform(0.3, 2.5, tags)
   offset = 0.5 * np.log(prevalence)
+  positives = []
   inside = {
     kind: {name: [] for name in metrics.METRICS}
     for kind in ("percentile", "corrected", "difference")
@@ -86,6 +90,7 @@ def simulate(tracks: int, tags: int) -> None:
     generator = np.random.default_rng((tracks, tags, seed))
     labels = latent(generator, tracks, tags) < ndtri(prevalence)
     kept = metrics.decidable(labels)
+    positives.append(np.median(labels[:, kept].sum(axis=0)))
     labels, settings = (
       labels[:, kept],
       [prevalence[kept], separation[kept], offset[kept]],
@@ -120,7 +125,8 @@ def simulate(tracks: int, tags: int) -> None:
         inside[kind][name].append(low <= right <= high)
   for kind, by_name in inside.items():
     shares = [f"{100 * np.mean(held):.1f}" for held in by_name.values()]
-    row = f"{tracks:,}", str(tags), kind, *shares
+    few = f"{np.median(positives):g}"
+    row = f"{tracks:,}", str(tags), few, kind, *shares
     print(f"| {' | '.join(row)} |", flush=True)
 
 
@@ -152,8 +158,9 @@ def main(_) -> None:
   print("| --- | --- | --- | --- |")
   for name, size in TIMED.items():
     measure(name, *size)
-  print(f"\n| tracks | tags | interval | {' | '.join(metrics.METRICS)} |")
-  print("| --- | --- | --- | --- | --- | --- | --- |")
+  names = " | ".join(metrics.METRICS)
+  print(f"\n| tracks | tags | positives | interval | {names} |")
+  print("| --- | --- | --- | --- | --- | --- | --- | --- |")
   for size in _SIZES.value:
     simulate(*map(int, size.split("x")))
 

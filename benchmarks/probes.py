@@ -1,13 +1,14 @@
 """Times a study's probes: at once, one by one, and by scikit-learn.
 
-Three parts:
+Four parts:
 
 - study: shares of the labels x draws x learning rates x weight decays x seeds
   on one data set by `study.run`; the same probes one after the other, each in a
-  plain loop of minibatches, jitted but not mapped, and validated with
-  scikit-learn's average precision; and scikit-learn's logistic regression, its
-  penalty picked on the validation tracks. Macro mAP on the test tracks stands
-  beside each time.
+  plain loop of minibatches, validated with scikit-learn's average precision, by
+  a jitted step and, with `--torch`, by PyTorch; and scikit-learn's logistic
+  regression, its penalty picked on the validation tracks. Macro mAP on the test
+  tracks stands beside each time.
+- floor: what the machine's products and memory allow.
 - count: what 10, 100 and 1,000 probes cost at once.
 - large: memory and time at the size of MTG-Jamendo's top50 (55,000 tracks),
   with made-up embeddings.
@@ -20,7 +21,9 @@ probes and the table says so. What was measured is in `benchmarks/README.md`.
 
 import argparse
 import itertools
+import math
 import resource
+import subprocess
 import tempfile
 import time
 import warnings
@@ -55,8 +58,9 @@ def main() -> None:
   parser.add_argument("--data_dir", help="TFDS's folder")
   parser.add_argument("--encoder", default="random")
   parser.add_argument("--every", type=int, default=1)
-  parser.add_argument("--parts", default="study,count,large")
+  parser.add_argument("--parts", default="floor,study,count,large")
   parser.add_argument("--steps", type=int, default=400)
+  parser.add_argument("--torch", help="a Python with torch, to compare with")
   parser.add_argument("--scratch", help="for temporary files, up to 5 GB")
   options = parser.parse_args()
   flags.FLAGS(["probes"])
@@ -66,12 +70,14 @@ def main() -> None:
   config.encoder, config.probe.steps = options.encoder, options.steps
   parts = options.parts.split(",")
   with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-    if {"study", "count"} & {*parts}:
+    if {"floor", "study", "count"} & {*parts}:
       data = load(config, Path(scratch))
       shapes = ", ".join(f"{s} {data[s]['x'].shape}" for s in SPLITS)
       print(f"{options.name}, {options.encoder}: {shapes}, {jax.devices()}")
+    if "floor" in parts:
+      floor(config.probe.to_dict(), data)
     if "study" in parts:
-      compare(config.probe.to_dict(), data, options.every)
+      compare(config.probe.to_dict(), data, options.every, options.torch)
     if "count" in parts:
       count(config.probe.to_dict(), data)
     if "large" in parts:
@@ -106,8 +112,8 @@ def load(config, scratch: Path) -> dict:
   }
 
 
-def compare(config: dict, data: dict, every: int) -> None:
-  """Prints time and score of the three ways."""
+def compare(config: dict, data: dict, every: int, torch: str) -> None:
+  """Prints time and score of each way."""
   drawn = subsets.draw(data["train"]["labels"], SHARES, DRAWS, seed=0)
   masks = [one["mask"] for one in drawn]
   members = len(config["learning_rates"]) * len(config["weight_decays"])
@@ -123,7 +129,12 @@ def compare(config: dict, data: dict, every: int) -> None:
       by_share.setdefault(one["share"], []).extend(quality)
     rows.append((name, total, taken, taken, by_share))
     jax.block_until_ready(mesh.devices)
-  rows.append(_one_by_one(config, data, drawn, every))
+  jobs, names, whole = _alone(config, data, drawn, every)
+  loops = {"one by one, jitted step": lambda: _one_by_one(config, jobs)}
+  if torch:
+    loops["one by one, PyTorch"] = lambda: _by_torch(torch, jobs)
+  for name, loop in loops.items():
+    rows.append(_row(name, loop(), names, whole, data, drawn))
   rows.append(_by_sklearn(data, drawn))
   shares = sorted({one["share"] for one in drawn})
   print(
@@ -147,21 +158,10 @@ def compare(config: dict, data: dict, every: int) -> None:
     )
 
 
-def _one_by_one(config: dict, data: dict, drawn: list, every: int) -> tuple:
-  """Trains the probes of every so-manieth group, in plain loops."""
-  model = study.Probe((*config["hidden"], data["train"]["labels"].shape[1]))
-  mean, deviation = inputs.moments(data["train"]["x"])
-  scale = lambda x: ((x - mean) / np.maximum(deviation, 1e-6)).astype(
-    np.float32
-  )
-  x = scale(data["train"]["x"].astype(np.float32))
-  owners = data["train"]["owners"]
-  y = data["train"]["labels"][owners].astype(np.float32)
-  held = {
-    split: scale(inputs.track_means(data[split])["x"][0])
-    for split in ("validation", "test")
-  }
-  apply = jax.jit(lambda params, x: model.apply(params, x))
+def _one_by_one(config: dict, jobs: dict) -> tuple:
+  """Trains probes in plain loops; returns scores, test logits and seconds."""
+  x, y = jobs["x"], jobs["y"]
+  apply = jax.jit(lambda params, x: x @ params["kernel"] + params["bias"])
 
   def optimizer(rate, decay):
     schedule = optax.cosine_decay_schedule(1.0, config["steps"])
@@ -169,53 +169,91 @@ def _one_by_one(config: dict, data: dict, drawn: list, every: int) -> tuple:
 
   @jax.jit  # once for all of them, as rates are arguments
   def step(params, state, x, y, rate, decay):
-    loss = lambda p: optax.sigmoid_binary_cross_entropy(
-      model.apply(p, x), y
-    ).mean()
+    loss = lambda p: optax.sigmoid_binary_cross_entropy(apply(p, x), y).mean()
     updates, state = optimizer(rate, decay).update(
       jax.grad(loss)(params), state, params
     )
     return optax.apply_updates(params, updates), state
 
-  def train(rows, seed, subset, rate, decay):
-    params = model.init(jax.random.key(seed), x[:1])
+  def train(rows, rate, decay):
+    (params,) = study.initial(0, (x.shape[1], y.shape[1]))
     state, best = optimizer(rate, decay).init(params), (-1.0, None)
-    group = {"rows": rows, "seed": seed, "subset": subset}
-    batch = min(config["batch"], len(x))
-    batches = inputs.minibatches(group, batch, config["steps"])
-    length = config["steps"] // config["evaluations"]
-    for index, chosen in enumerate(batches, 1):
+    for index, chosen in enumerate(rows, 1):
       params, state = step(params, state, x[chosen], y[chosen], rate, decay)
-      if index % length == 0:
-        logits = np.asarray(apply(params, held["validation"]))
-        quality = _map(data["validation"]["labels"], logits)
+      if index % jobs["length"] == 0:
+        logits = np.asarray(apply(params, jobs["validation"]))
+        quality = _map(jobs["labels"], logits)
         best = max(best, (quality, params), key=lambda pair: pair[0])
-    return best[0], np.asarray(apply(best[1], held["test"]))
+    return best[0], np.asarray(apply(best[1], jobs["test"]))
 
+  train(jobs["rows_0"][: jobs["length"]], *jobs["settings"][0])  # compiles
+  began = time.perf_counter()
+  found = [
+    train(jobs[f"rows_{index}"], *setting)
+    for index, setting in enumerate(jobs["settings"])
+  ]
+  scores, logits = zip(*found, strict=True)
+  return scores, logits, time.perf_counter() - began
+
+
+def _by_torch(python: str, jobs: dict) -> tuple:
+  """Has another Python train the same in PyTorch; returns the same."""
+  with tempfile.TemporaryDirectory() as folder:
+    given, made = (f"{folder}/{name}.npz" for name in ("jobs", "found"))
+    np.savez(given, **jobs)
+    script = Path(__file__).with_name("probes_torch.py")
+    subprocess.run([python, script, given, made], check=True)
+    with np.load(made) as found:
+      return found["scores"], found["logits"], float(found["seconds"])
+
+
+def _alone(config: dict, data: dict, drawn: list, every: int) -> tuple:
+  """Returns what loops are given, and the subset and seed of each probe.
+
+  Of every so-manieth group: whole groups, since the best of one is scored.
+  """
+  mean, deviation = inputs.moments(data["train"]["x"])
+  scale = lambda x: ((x - mean) / np.maximum(deviation, 1e-6)).astype(
+    np.float32
+  )
+  owners = data["train"]["owners"]
+  jobs = {
+    "x": scale(data["train"]["x"].astype(np.float32)),
+    "y": data["train"]["labels"][owners].astype(np.float32),
+    "labels": data["validation"]["labels"],
+    "length": config["steps"] // config["evaluations"],
+  }
+  for split in ("validation", "test"):
+    jobs[split] = scale(inputs.track_means(data[split])["x"][0])
+  groups = [
+    {"rows": np.flatnonzero(one["mask"][owners]), "seed": seed, "subset": index}
+    for index, one in enumerate(drawn)
+    for seed in range(config["seeds"])
+  ]
   settings = [
     *itertools.product(config["learning_rates"], config["weight_decays"])
   ]
-  jobs = [
-    *itertools.product(range(len(drawn)), range(config["seeds"]), settings)
-  ]
-  by_share, took, run = {}, 0.0, 0
+  names, chosen = [], groups[every // 2 :: every]
+  for (group,) in inputs.blocks(chosen, config["batch"], 1):
+    rows = inputs.minibatches(group, config["steps"])
+    for _ in settings:
+      jobs[f"rows_{len(names)}"] = rows
+      names.append((group["subset"], group["seed"]))
+  jobs["settings"] = np.tile(settings, (len(chosen), 1))
+  return jobs, names, len(groups) * len(settings)
+
+
+def _row(name: str, found: tuple, names: list, whole: int, data, drawn):
+  """Returns a line of the table: the best of each group is what is scored."""
   of_group: dict = {}
-  for index, (subset, seed, setting) in enumerate(jobs):
-    # Whole groups, since the best of a group is what is scored.
-    if (index // len(settings)) % every:
-      continue
-    rows = np.flatnonzero(drawn[subset]["mask"][owners])
-    began = time.perf_counter()
-    found = train(rows, seed, subset, *setting)
-    took += time.perf_counter() - began
-    run += 1
-    of_group.setdefault((subset, seed), []).append(found)
-  for (subset, _), found in of_group.items():
-    logits = max(found, key=lambda pair: pair[0])[1]
+  for key, score, logits in zip(names, *found[:2], strict=True):
+    of_group.setdefault(key, []).append((score, logits))
+  by_share: dict = {}
+  for (subset, _), every in of_group.items():
+    logits = max(every, key=lambda pair: pair[0])[1]
     quality = _map(data["test"]["labels"], logits)
     by_share.setdefault(drawn[subset]["share"], []).append(quality)
-  whole = took * len(jobs) / run
-  return "one by one, minibatches in a loop", run, took, whole, by_share
+  return name, len(names), found[2], found[2] * whole / len(names), by_share
 
 
 def _by_sklearn(data: dict, drawn: list) -> tuple:
@@ -257,6 +295,46 @@ def _by_sklearn(data: dict, drawn: list) -> tuple:
 def _map(labels: np.ndarray, scores: np.ndarray) -> float:
   both = labels.any(axis=0) & ~labels.all(axis=0)
   return average_precision_score(labels[:, both], scores[:, both])
+
+
+def floor(config: dict, data: dict) -> None:
+  """Prints operations and bytes of the study, and NumPy's speed at them."""
+  drawn = subsets.draw(data["train"]["labels"], SHARES, DRAWS, seed=0)
+  owners = data["train"]["owners"]
+  groups = [
+    {"rows": np.flatnonzero(one["mask"][owners])} for one in drawn
+  ] * config["seeds"]
+  rows = sum(b[0]["batch"] for b in inputs.blocks(groups, config["batch"], 1))
+  outputs = data["train"]["labels"].shape[1]
+  outputs *= len(config["learning_rates"]) * len(config["weight_decays"])
+  size = data["train"]["x"].shape[1]
+  # Forward, and backward to the kernel; the input needs no gradient.
+  products = 4 * rows * size * outputs * config["steps"]
+  # AdamW reads four arrays and writes three.
+  moved = 7 * 4 * size * outputs * len(groups) * config["steps"]
+  speeds = {}
+  for n in (2048, outputs):
+    a, b = np.ones((256, size), "f4"), np.ones((size, n), "f4")
+    speeds[n] = 2 * 256 * size * n / _seconds(lambda a=a, b=b: a @ b)
+  x, source = np.zeros(2**24, "f4"), np.ones(2**24, "f4")
+  copied = 2 * x.nbytes / _seconds(lambda: np.copyto(x, source))
+  print(
+    f"\nfloor: {products / 1e12:.2f} Tflop of products at"
+    f" {speeds[outputs] / 1e9:.0f} GFLOP/s (NumPy, [256, {size}] x"
+    f" [{size}, {outputs}]; {speeds[2048] / 1e9:.0f} with 2048 columns):"
+    f" {products / speeds[outputs]:.1f} s; AdamW {moved / 1e9:.0f} GB at"
+    f" {copied / 1e9:.0f} GB/s: {moved / copied:.1f} s"
+  )
+
+
+def _seconds(call) -> float:
+  """Returns the shortest time of some calls."""
+  best = math.inf
+  for _ in range(50):
+    began = time.perf_counter()
+    call()
+    best = min(best, time.perf_counter() - began)
+  return best
 
 
 def count(config: dict, data: dict) -> None:

@@ -172,6 +172,11 @@ def interval(
   (90.0 to 96.7). Of macro mAP the percentile interval held it in 54 to 84 % by
   run, the basic in 88 to 92 %, the bias-corrected percentile in 83 to 93 %.
 
+  With fewer test tracks it holds less than it says: of 30 to 200 tracks, tags
+  had by 1 to 50 %, that of macro mAP held the truth in 78 to 91 % of cases, of
+  micro mAP in 88 to 93 %, of ROC-AUC in 90 to 95 %. The misses lie above the
+  truth: tags that only those have who happened to be drawn score too high.
+
   Args:
     samples: [R] scores of resamples; NaN (nothing to score) is passed over.
     estimate: None, or the score of the test tracks themselves.
