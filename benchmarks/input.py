@@ -1,26 +1,22 @@
-"""Times the way of audio: from files to records, from records to batches.
+"""Times the way of audio from records to batches.
 
-Three parts, of any prepared data set (the built-in demo is made if need be):
+Two parts, of any prepared data set (the built-in demo is made if need be):
 
-- preparing: tracks a second of `writer.write`, beside a bare loop of soundfile
-  and soxr over the same files, both with a process for each core;
 - reading: pairs of segments a second through Grain, this process pinned to one
   core and the page cache warm, beside a bare memory copy of the same bytes; and
 - what length, encoding and compression of the records cost on disk and in time.
 
 Whatever is compared takes turns, so that what else the machine does hits all
 alike; of the rounds the median is printed and the best, which a busy machine
-moves less. Where one core reads, time is the processor's; where all prepare,
-the wall's, and beside it that of all processors.
+moves less. Time is the processor's. `benchmarks.prepare` times what comes
+before.
 
   python -m benchmarks.input --name=demo --rounds=5
 """
 
 import argparse
-import contextlib
 import io
 import itertools
-import multiprocessing
 import os
 import tempfile
 import time
@@ -29,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 from absl import flags, logging
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ssl_music.data import audio, demo, files, folder, plans, writer
+from benchmarks.prepare import in_turn
+from ssl_music.data import audio, demo, plans
 from ssl_music.data import segments as choice
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
@@ -65,8 +61,6 @@ def main() -> None:
   print(f"{len(cores)} cores; {options.name}; {options.rounds} rounds")
   with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
     parts = options.parts.split(",")
-    if "prepare" in parts:
-      prepare(tracks, options, len(cores), Path(scratch))
     os.sched_setaffinity(0, cores[-1:])
     if "read" in parts:
       read(tracks, options.rounds)
@@ -79,97 +73,11 @@ def _options() -> argparse.Namespace:
   add = parser.add_argument
   add("--name", default="demo", help="a prepared data set")
   add("--data_dir", help="TFDS's folder")
-  add("--source", help="audio files to prepare; else mp3 made of the data set")
-  add("--files", type=int, default=400, help="tracks to prepare")
   add("--minutes", type=float, default=60, help="of audio to compare records")
   add("--rounds", type=int, default=5)
-  add("--parts", default="prepare,read,records")
+  add("--parts", default="read,records")
   add("--scratch", help="for temporary files; records take 4 GB an hour")
   return parser.parse_args()
-
-
-def prepare(
-  tracks: Tracks, options: argparse.Namespace, cores: int, scratch: Path
-) -> None:
-  """Prints the speed of `writer.write` beside a bare loop's."""
-  if options.source:
-    source = Path(options.source)
-    paths = [source / path for path in files.find_audio(source)]
-  else:
-    paths = _make_mp3(tracks, scratch / "mp3")
-  paths = [path for path in paths if _decodes(path)]
-  one = {"split": "train", "tags": [], "artist": ""}
-  planned = [
-    one | {"id": str(n), "path": str(n), "file": str(path)}
-    for n, path in zip(range(options.files), itertools.cycle(paths))
-  ]
-  plan = plans.make("prepared", planned, folder.Load(None))
-
-  def write() -> None:
-    writer.write(
-      "prepared",
-      plan,
-      data_dir=scratch,
-      min_seconds=0,
-      processes=cores,
-      overwrite=True,
-    )
-    for worker in multiprocessing.active_children():
-      worker.join()  # only then is its time counted
-
-  def bare() -> None:
-    with multiprocessing.get_context("fork").Pool(cores) as pool:
-      pool.map(_decode_bare, [t["file"] for t in planned], chunksize=8)
-      pool.close()
-      pool.join()
-
-  taken = _in_turn({"write": write, "bare": bare}, options.rounds, _clocks)
-  print(
-    f"\nprepare, {len(planned)} tracks of {len(paths)} files, {cores} processes"
-    " with their start\n\n| | tracks/s | by processors' time |\n"
-    "| --- | --- | --- |"
-  )
-  # Of the processors' time, as if none of them ever waited.
-  taken = {name: np.divide(times, (1, cores)) for name, times in taken.items()}
-  for name, text in (("write", "writer.write"), ("bare", "soundfile + soxr")):
-    wall, work = len(planned) / np.median(taken[name], 0)
-    print(f"| {text} | {wall:.1f} | {work:.1f} |")
-  wall, work = np.median(np.divide(taken["bare"], taken["write"]), 0)
-  print(f"| ratio | {wall:.2f} | {work:.2f} |")
-
-
-def _make_mp3(tracks: Tracks, target: Path) -> list[Path]:
-  """Encodes up to 40 tracks as MTG-Jamendo's: 320 kbit/s, 44.1 kHz, stereo."""
-  target.mkdir()
-  for track in range(min(len(tracks), 40)):
-    samples = int(tracks.samples[track : track + 2].min())
-    both = [
-      tracks.read(t % len(tracks), 0, samples) for t in (track, track + 1)
-    ]
-    wave = soxr.resample(np.stack(both, 1) / 32_768, audio.SAMPLE_RATE, 44_100)
-    soundfile.write(
-      target / f"{track:02}.mp3",
-      np.clip(wave, -1, 1),
-      44_100,
-      bitrate_mode="CONSTANT",
-      compression_level=0,
-    )
-  return sorted(target.iterdir())
-
-
-def _decodes(path: Path) -> bool:
-  with contextlib.suppress(soundfile.LibsndfileError):
-    return soundfile.info(path).frames > audio.SAMPLE_RATE
-  return False
-
-
-def _decode_bare(path: str) -> int:
-  wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-  # `mean` over so short an axis would take half as long as decoding.
-  wave = sum(wave.T) / wave.shape[1]
-  if rate != audio.SAMPLE_RATE:
-    wave = soxr.resample(wave, rate, audio.SAMPLE_RATE, "HQ")
-  return len(wave)
 
 
 def read(tracks: Tracks, rounds: int) -> None:
@@ -219,7 +127,7 @@ def read(tracks: Tracks, rounds: int) -> None:
     f"- of it, Grain's shuffle of {MANY}": lambda: shuffle(MANY),
     "memory copy": lambda: any(views.copy() is None for _ in range(8)),
   }
-  taken = _in_turn(runs, rounds, time.process_time)
+  taken = in_turn(runs, rounds, time.process_time)
   print(
     f"\nread, batches of {BATCH} pairs of {SECONDS:g} s, one core\n\n"
     "| | pairs/s | best | best, microseconds a pair | times the copy's |\n"
@@ -290,7 +198,7 @@ def compare_records(
       rows = _write_records(path, pcm, *form)
       sizes[form] = path.stat().st_size / samples * audio.SAMPLE_RATE * 3600
       runs[form] = _reader(path, pcm, rows, encoding, seconds)
-  taken = _in_turn(runs, options.rounds, time.process_time)
+  taken = in_turn(runs, options.rounds, time.process_time)
   print(
     f"\nrecords, {samples / audio.SAMPLE_RATE / 60:.0f} minutes of audio,"
     " without Grain\n\n| encoding | ArrayRecord | seconds | MB an hour |"
@@ -377,23 +285,6 @@ def _where(
   chosen = long[rng.integers(len(long), size=count)]
   starts = rng.integers((samples[chosen] - SEGMENT) // BLOCK + 1) * BLOCK
   return list(zip(chosen.tolist(), starts.tolist(), strict=True))
-
-
-def _clocks() -> np.ndarray:
-  """Returns the wall's clock and the time of all processors, in seconds."""
-  return np.array([time.perf_counter(), sum(os.times()[:4])])
-
-
-def _in_turn(runs: dict, rounds: int, clock: Callable) -> dict[object, list]:
-  """Times each run once a round, after one round that does not count."""
-  taken = {name: [] for name in runs}
-  for index in range(rounds + 1):
-    for name, run in runs.items():
-      began = clock()
-      run()
-      if index:
-        taken[name].append(clock() - began)
-  return taken
 
 
 if __name__ == "__main__":

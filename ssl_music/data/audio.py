@@ -4,6 +4,7 @@ Worker processes import this module, so it imports nothing heavy.
 """
 
 import itertools
+import math
 import os
 import re
 import stat
@@ -52,7 +53,7 @@ TRUNCATION_TOLERANCE = 0.1
 # A few megabytes of a hostile file may hold years of digital silence.
 _LONGEST_HOURS = 48
 _BLOCK = 1 << 19  # samples, of all channels together
-_SCALED = 1 << 14  # samples: what the processor's cache holds goes faster
+_SCALED = 1 << 15  # samples: what the processor's cache holds goes faster
 HELD = 65 * SAMPLE_RATE  # samples of a track that are held in memory
 # What a program writes into a wav header when it cannot seek back to it.
 _UNKNOWN_LENGTH = 0x7FFF_0000
@@ -86,8 +87,8 @@ def stream(
   Raises:
     AudioError: the file is unreadable, empty, undecodable, longer than
       `_LONGEST_HOURS`, truncated (holds fewer samples than its header
-      promises: this is known only at the end), has samples that are no
-      numbers, or needs PyAV, which is not installed.
+      promises: this is known only at the end), or needs PyAV, which is not
+      installed. Whether all samples are finite, `normalise` and `decode` see.
   """
   path = Path(path)
   resampler, seconds = None, 0.0
@@ -103,10 +104,10 @@ def stream(
           rate, sample_rate, 1, dtype="float32", quality="HQ"
         )
       block = resampler.resample_chunk(block)
-    yield _finite(block)
+    yield block
   if resampler is not None:
     rest = np.zeros(0, np.float32)
-    yield _finite(resampler.resample_chunk(rest, last=True))
+    yield resampler.resample_chunk(rest, last=True)
 
 
 def decode(
@@ -114,8 +115,15 @@ def decode(
   sample_rate: int = SAMPLE_RATE,
   max_seconds: float | None = None,
 ) -> np.ndarray:
-  """Returns a whole file, float32 [samples]: `stream`'s blocks put together."""
-  blocks = list(stream(path, sample_rate, max_seconds))
+  """Returns a whole file, float32 [samples]: `stream`'s blocks put together.
+
+  Raises:
+    AudioError: as `stream`, or a sample is not finite.
+  """
+  blocks = []
+  for block in stream(path, sample_rate, max_seconds):
+    _peak(block)
+    blocks.append(block)
   return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
@@ -129,9 +137,10 @@ def to_pcm(waveform: np.ndarray) -> np.ndarray:
     int16 [samples] with a largest absolute value of 32,767.
 
   Raises:
-    AudioError: there is no sample, or the peak is under -80 dB of full scale.
+    AudioError: there is no sample, one is not finite, or the peak is under -80
+      dB of full scale.
   """
-  return _to_pcm([waveform])
+  return _to_pcm([waveform], _peak(waveform))
 
 
 def normalise(
@@ -156,21 +165,22 @@ def normalise(
     AudioError: as `to_pcm`, or the blocks raise it.
     OSError: writing failed, as on a full disk.
   """
-  held, samples = [], 0
+  held, samples, peak = [], 0, 0.0
   blocks = iter(blocks)
   for block in blocks:
+    peak = max(peak, _peak(block))
     held.append(block)
     samples += len(block)
     if samples > HELD:
       return _mapped_pcm(itertools.chain(held, blocks), folder, name)
-  return _to_pcm(held)
+  return _to_pcm(held, peak)
 
 
-def _to_pcm(blocks: Sequence[np.ndarray]) -> np.ndarray:
+def _to_pcm(blocks: Sequence[np.ndarray], peak: float) -> np.ndarray:
   pcm = np.empty(sum(map(len, blocks)), np.int16)
   if not len(pcm):
     raise AudioError("holds no samples")
-  peak = _check_peak(max(map(_peak, blocks)))
+  _check_peak(peak)
   start = 0
   for block in blocks:
     _scale(block, peak, pcm[start : start + len(block)])
@@ -215,7 +225,7 @@ def average(samples: np.ndarray) -> np.ndarray:
   total = samples[:, 0]
   if samples.shape[1] == 1:
     return total
-  with np.errstate(over="ignore", invalid="ignore"):  # `stream` checks
+  with np.errstate(over="ignore", invalid="ignore"):  # `_peak` checks
     total = total + samples[:, 1]
     for channel in range(2, samples.shape[1]):
       total += samples[:, channel]
@@ -226,13 +236,15 @@ def average(samples: np.ndarray) -> np.ndarray:
 def _peak(waveform: np.ndarray) -> float:
   if not len(waveform):
     return 0.0
-  return float(max(waveform.max(), -waveform.min()))
+  peak = float(max(waveform.max(), -waveform.min()))
+  if not math.isfinite(peak):  # a largest number is none where a sample is not
+    raise AudioError("has samples that are not finite numbers")
+  return peak
 
 
-def _check_peak(peak: float) -> float:
+def _check_peak(peak: float) -> None:
   if peak < SILENCE:
     raise AudioError("silent")
-  return peak
 
 
 def _scale(waveform: np.ndarray, peak: float, pcm: np.ndarray) -> np.ndarray:
@@ -241,15 +253,6 @@ def _scale(waveform: np.ndarray, peak: float, pcm: np.ndarray) -> np.ndarray:
     scaled = waveform[part] * (32_767 / peak)
     pcm[part] = np.rint(scaled, out=scaled)
   return pcm
-
-
-def _finite(waveform: np.ndarray) -> np.ndarray:
-  # A sum is quicker, and not finite where a sample is not.
-  with np.errstate(over="ignore", invalid="ignore"):
-    total = waveform.sum(dtype=np.float32)
-  if not (np.isfinite(total) or np.isfinite(waveform).all()):
-    raise AudioError("has samples that are not finite numbers")
-  return waveform
 
 
 def _blocks(
@@ -297,13 +300,16 @@ def _read(
     if file.frames >= _NO_LENGTH:
       raise AudioError("its header gives no length (encode it again)")
     rate, read = file.samplerate, 0
+    # Averaging copies, so that one block of memory, which the system need not
+    # fetch again, serves all of the file.
+    size = max(_BLOCK // file.channels, 1)
+    many = file.channels > 1
+    memory = np.empty((size, file.channels), np.float32) if many else None
     limit = None if max_seconds is None else int(max_seconds * rate)
     while limit is None or read < limit:
-      frames = max(_BLOCK // file.channels, 1)
-      if limit is not None:
-        frames = min(frames, limit - read)
+      frames = size if limit is None else min(size, limit - read)
       try:
-        block = file.read(frames, dtype="float32", always_2d=True)
+        block = file.read(frames, "float32", always_2d=True, out=memory)
       except soundfile.LibsndfileError as error:  # what a cut flac ends with
         raise AudioError(
           f"truncated or damaged (decoding failed between {read} and"

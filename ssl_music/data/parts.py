@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_music.data import plans, ready, records, workers
-from ssl_music.data.records import CHUNK
+from ssl_music.data import plans, ready, shards, workers
+from ssl_music.data.shards import CHUNK
 
 ABSENT = "no such file"
 DONE = ".done"  # a file for each part that grows by a byte with each track
@@ -93,7 +93,7 @@ class Write:
     path = self._folder / f"{part['number']:05}"
     try:
       done = json.loads(path.with_suffix(FINISHED).read_text())
-      done["shard"] = records.Shard(*done["shard"])
+      done["shard"] = shards.Shard(*done["shard"])
       sizes = [Path(done[f]).stat().st_size for f in ("file", "energy")]
       return done if sizes == done["sizes"] else None
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ class Write:
       path.with_suffix(".energy").open("wb") as energies,
       path.with_suffix(DONE).open("wb", buffering=0) as count,
     ):
-      shard = records.write_shard(path, self._tags, examples())
+      shard = shards.write_shard(path, self._tags, examples())
     done = {"shard": shard, "file": shard.path, "energy": energies.name}
     done["sizes"] = [Path(done[f]).stat().st_size for f in ("file", "energy")]
     done |= {"rows": rows, "skipped": skipped}

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ssl_music.data import records
-from ssl_music.data.records import CHUNK
 from ssl_music.data.segments import BLOCK
+from ssl_music.data.shards import CHUNK
 from ssl_music.data.writer import VERSION
 from ssl_music.errors import InputError
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ssl_music.data import audio, parts, ready, records
+from ssl_music.data import audio, parts, ready, records, shards
 from ssl_music.data.tracks import Tracks
 
 
@@ -51,7 +51,7 @@ def test_a_part_says_what_its_files_hold(tmp_path):
     (4, "broken on purpose"),
   ]
   assert [row["track"] for row in done["rows"]] == [0, 2, 5]
-  reader = records.array_record_module.ArrayRecordReader(done["shard"].path)
+  reader = shards.array_record_module.ArrayRecordReader(done["shard"].path)
   written = reader.read_all()
   assert done["shard"].records == len(written)
   assert done["shard"].bytes == sum(map(len, written))
@@ -60,7 +60,7 @@ def test_a_part_says_what_its_files_hold(tmp_path):
     track = tracks[row["track"]]
     pcm = audio.to_pcm(tiny.waveform(track))
     assert row["samples"] == len(pcm)
-    chunks = -(-len(pcm) // records.CHUNK)
+    chunks = -(-len(pcm) // shards.CHUNK)
     mine = written[row["row"] : row["row"] + chunks]
     np.testing.assert_array_equal(
       np.concatenate([records.decode(record) for record in mine]), pcm

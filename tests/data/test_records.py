@@ -1,6 +1,8 @@
 import errno
 import pickle
 import resource
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ssl_music.data import records
+from ssl_music.data import records, shards
 
 TAGS = ["loud", "quiet"]
 # The shards' names, and their first and last examples.
@@ -40,18 +42,18 @@ def example(index):
 def folder(tmp_path_factory):
   """Records 0 to 10 in "train" and 11 to 13 in "test"."""
   folder = tmp_path_factory.mktemp("some")
-  write = lambda name, *numbers: records.write_shard(
+  write = lambda name, *numbers: shards.write_shard(
     folder / name, TAGS, map(example, range(*numbers))
   )
-  shards = {
+  written = {
     "train": [write(*one) for one in TRAIN],
     "validation": [write("e", 0, 0)],
     "test": [write("f", 11, 14)],
   }
-  assert [shard.records for shard in shards["train"]] == [4, 0, 4, 3]
+  assert [shard.records for shard in written["train"]] == [4, 0, 4, 3]
   (folder / "b").unlink()
   (folder / "e").unlink()
-  records.complete(folder, make_info(folder), shards)
+  records.complete(folder, make_info(folder), written)
   return folder
 
 
@@ -114,7 +116,7 @@ def test_examples_are_let_go_as_they_are_written(tmp_path):
       del one
       assert sum(audio() is not None for audio in alive) <= 1
 
-  records.write_shard(tmp_path / "a", TAGS, made())
+  shards.write_shard(tmp_path / "a", TAGS, made())
 
 
 def test_the_bytes_are_tfds_s_but_for_their_order():
@@ -123,12 +125,39 @@ def test_the_bytes_are_tfds_s_but_for_their_order():
   for index in range(5):
     one = example(index)
     theirs = tf_example_pb2.Example.FromString(kind.serialize_example(one))
-    ours = records.encode(one, column)
+    ours = shards.encode(one, column)
     assert tf_example_pb2.Example.FromString(ours) == theirs
-  untagged = records.encode(example(2), {})
+  untagged = shards.encode(example(2), {})
   assert (
     "tags" not in tf_example_pb2.Example.FromString(untagged).features.feature
   )
+
+
+@pytest.mark.parametrize("chunk", [0, 127, 128, 40_000])
+@pytest.mark.parametrize("tags", [[], ["b"], ["a", "c"] * 100])
+@pytest.mark.parametrize("name", ["", "tráck", "n" * 300])
+@pytest.mark.parametrize("samples", [0, 1, 64_000])
+def test_the_bytes_are_protobuf_s(samples, name, tags, chunk):
+  pcm = np.arange(samples).astype(np.int16)
+  column = {"a": 0, "b": 130, "c": 2}
+  message = tf_example_pb2.Example()
+  feature = message.features.feature
+  feature["audio"].bytes_list.value.append(pcm.astype("<i2").tobytes())
+  for key in ("id", "path"):
+    feature[key].bytes_list.value.append(name.encode())
+  feature["chunk"].int64_list.value.append(chunk)
+  feature["tags"].int64_list.value.extend(column[tag] for tag in tags)
+  one = {"audio": pcm, "id": name, "path": name, "chunk": chunk, "tags": tags}
+  expected = message.SerializeToString(deterministic=True)
+  assert shards.encode(one, column) == expected
+
+
+def test_writing_shards_does_not_import_tfds():
+  script = (
+    "import sys, ssl_music.data.parts;"
+    "sys.exit('tensorflow_datasets' in sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_full_disk_is_an_error_of_the_system(tmp_path):
@@ -136,7 +165,7 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path):
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
   try:
     with pytest.raises(OSError, match="File too large") as caught:
-      records.write_shard(tmp_path / "a", TAGS, [example(9000)] * 3)
+      shards.write_shard(tmp_path / "a", TAGS, [example(9000)] * 3)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert caught.value.errno == errno.EFBIG

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 import tiny
 
 from ssl_music import progress
-from ssl_music.data import audio, parts, records, segments, writer
+from ssl_music.data import audio, parts, segments, shards, writer
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
 
@@ -57,7 +57,7 @@ def test_is_a_plain_tfds_data_set(data_dir):
   assert source[1]["id"].decode() == first["id"]
   assert source[1]["chunk"] == 1
   np.testing.assert_array_equal(
-    source[1]["audio"], pcm[records.CHUNK : 2 * records.CHUNK]
+    source[1]["audio"], pcm[shards.CHUNK : 2 * shards.CHUNK]
   )
 
 
