@@ -43,10 +43,10 @@ def pool(processes: int) -> Iterator[Run]:
     def submit(item):
       nonlocal executor
       try:
-        return executor.submit(function, item)
+        return executor.submit(_call, function, item)
       except BrokenProcessPool:  # it broke while nobody waited for it
         executor = _executor(processes, executors, leave)
-        return executor.submit(function, item)
+        return executor.submit(_call, function, item)
 
     items = iter(items)
     queue: collections.deque = collections.deque()
@@ -89,7 +89,7 @@ def _alone(function: Callable, item: Any, leave: Connection) -> Any:
   executors: list[ProcessPoolExecutor] = []
   with _executor(1, executors, leave) as executor:
     try:
-      return executor.submit(function, item).result()
+      return executor.submit(_call, function, item).result()
     except BrokenProcessPool:
       return "crashed the decoder"
 
@@ -101,8 +101,44 @@ def _start(leave: Connection) -> None:
   threading.Thread(target=_end, args=(leave,), daemon=True).start()
 
 
+def _call(function: Callable, item: Any) -> Any:
+  """Calls a function in a worker process, which may have to leave meanwhile."""
+  with _state.gate:
+    if _state.leaving:
+      os._exit(1)
+    _state.calling = True
+  try:
+    return function(item)
+  finally:
+    with _state.gate:
+      _state.calling = False
+
+
+class _State:
+  """What a worker process is at."""
+
+  def __init__(self):
+    self.gate = threading.Lock()
+    self.calling = self.leaving = False
+
+
+_state = _State()
+
+
 def _end(leave: Connection) -> None:
-  """A killed parent cannot stop its workers: each watches it."""
+  """A killed parent cannot stop its workers: each watches it.
+
+  Where the parent lives on, a worker must not leave while it sends a result:
+  the parent would wait for the rest of it for ever, since it holds the other
+  end of the pipe itself. So it leaves out of a call, at once or out of its
+  next one; without a next one the executor ends it.
+  """
   parent = multiprocessing.parent_process()
-  multiprocessing.connection.wait([parent.sentinel, leave])
+  gone = multiprocessing.connection.wait([parent.sentinel, leave])
+  if parent.sentinel not in gone:
+    with _state.gate:
+      _state.leaving = True
+      if _state.calling:
+        os._exit(1)
+    multiprocessing.connection.wait([parent.sentinel])
   os._exit(1)

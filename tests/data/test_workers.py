@@ -109,3 +109,29 @@ def alive(pid):
     state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     return state != "Z"
   return False
+
+
+LEAVING = """
+import numpy as np
+from ssl_music.data import workers
+
+def large(item):
+  return np.zeros(4_000_000, np.uint8)
+
+if __name__ == "__main__":
+  for _ in range(3):
+    with workers.pool(2) as run:
+      for place, _ in enumerate(run(large, range(1000))):
+        if place == 3:
+          break
+"""
+
+
+def test_workers_do_not_leave_while_they_send(tmp_path):
+  """The parent would wait for the rest of a result for ever."""
+  script = tmp_path / "leaving.py"
+  script.write_text(LEAVING)
+  root = str(Path(__file__).parents[2])
+  environment = os.environ | {"PYTHONPATH": root}
+  command = [sys.executable, str(script)]
+  subprocess.run(command, env=environment, check=True, timeout=60)
