@@ -124,6 +124,7 @@ def embed_files(
       format, or cannot be written to; another process writes there; the encoder
       does not work.
   """
+  wanted = describe(encoder, hop, kind)
   advice = "give another --out"
   if shard is not None:
     paths = paths[shard[0] - 1 :: shard[1]]
@@ -139,7 +140,7 @@ def embed_files(
     ):
       if shard is None:
         vector_parts.settle(folder)
-      about = _begin(folder, describe(encoder, hop, kind))
+      about = _begin(folder, wanted)
       _clear(parts, name)
       try:
         done = _embed(encoder, paths, folder, about, processes, name)
@@ -160,7 +161,12 @@ def describe(encoder: Encoder, hop: float | None, kind: str) -> dict[str, Any]:
     encoder: of `pretrained.load`.
     hop: in seconds; None is a segment's length.
     kind: of the table.
+
+  Raises:
+    InputError: the hop is no positive multiple of 0.1 s.
   """
+  hop = encoder.seconds if hop is None else hop
+  cuts.blocks(hop)
   return {
     "format_version": vectors.VERSION,
     "ssl_music": importlib.metadata.version("ssl_music"),
@@ -169,7 +175,7 @@ def describe(encoder: Encoder, hop: float | None, kind: str) -> dict[str, Any]:
     "identity": encoder.identity,
     "dimensions": encoder.dimensions,
     "seconds": encoder.seconds,
-    "hop": encoder.seconds if hop is None else hop,
+    "hop": hop,
     "sample_rate": audio.SAMPLE_RATE,
     "frontend": encoder.settings["frontend"],
   }
