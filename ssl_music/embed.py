@@ -72,7 +72,7 @@ def _print_summary(done, folder: Path, shard: tuple[int, int] | None) -> None:
   for name in vectors.FORMATS[about["format"]]:
     print(f"{folder / name}", end=" ")
   print(f"has {about['segments']} segments of {about['tracks']} files")
-  if (folder / vectors.FAILED).exists():
+  if failed:
     print(f"failed: {folder / vectors.FAILED}")
 
 
