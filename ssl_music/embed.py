@@ -72,7 +72,7 @@ def _print_summary(done, folder: Path, shard: tuple[int, int] | None) -> None:
   for name in vectors.FORMATS[about["format"]]:
     print(f"{folder / name}", end=" ")
   print(f"has {about['segments']} segments of {about['tracks']} files")
-  if (folder / vectors.FAILED).exists():
+  if failed:
     print(f"failed: {folder / vectors.FAILED}")
 
 
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--hop",
-    type=float,
+    type=_seconds,
     metavar="SECONDS",
     help="from a segment's start to the next one's, a multiple of 0.1; default:"
     " a segment's length",
@@ -154,6 +154,12 @@ def _positive(text: str) -> int:
   if not re.fullmatch("0*[1-9][0-9]*", text):
     raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
   return int(text)
+
+
+def _seconds(text: str) -> float:
+  if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+  return float(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

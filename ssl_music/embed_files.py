@@ -10,14 +10,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-from ssl_music import lock, progress, vector_parts, vectors
+from ssl_music import embed_batches, lock, progress, vector_parts, vectors
 from ssl_music.data import audio, cuts, files, workers
 from ssl_music.data.segments import BLOCK
 from ssl_music.errors import InputError
@@ -124,6 +121,7 @@ def embed_files(
       format, or cannot be written to; another process writes there; the encoder
       does not work.
   """
+  wanted = describe(encoder, hop, kind)
   advice = "give another --out"
   if shard is not None:
     paths = paths[shard[0] - 1 :: shard[1]]
@@ -139,7 +137,7 @@ def embed_files(
     ):
       if shard is None:
         vector_parts.settle(folder)
-      about = _begin(folder, describe(encoder, hop, kind))
+      about = _begin(folder, wanted)
       _clear(parts, name)
       try:
         done = _embed(encoder, paths, folder, about, processes, name)
@@ -160,7 +158,12 @@ def describe(encoder: Encoder, hop: float | None, kind: str) -> dict[str, Any]:
     encoder: of `pretrained.load`.
     hop: in seconds; None is a segment's length.
     kind: of the table.
+
+  Raises:
+    InputError: the hop is no positive multiple of 0.1 s.
   """
+  hop = encoder.seconds if hop is None else hop
+  cuts.blocks(hop)
   return {
     "format_version": vectors.VERSION,
     "ssl_music": importlib.metadata.version("ssl_music"),
@@ -169,7 +172,7 @@ def describe(encoder: Encoder, hop: float | None, kind: str) -> dict[str, Any]:
     "identity": encoder.identity,
     "dimensions": encoder.dimensions,
     "seconds": encoder.seconds,
-    "hop": encoder.seconds if hop is None else hop,
+    "hop": hop,
     "sample_rate": audio.SAMPLE_RATE,
     "frontend": encoder.settings["frontend"],
   }
@@ -243,7 +246,9 @@ def _embed(
         yield cut
 
     samples = length * BLOCK
-    for found in _vectors(encoder, _batches(tracks(), encoder.batch, samples)):
+    for found in embed_batches.embed(
+      encoder, embed_batches.cut_batches(tracks(), encoder.batch, samples)
+    ):
       writer.extend(found)
       done.extend(len(found))
   present = len(paths) - len(wanted)
@@ -257,74 +262,6 @@ def _file(path: str) -> File:
   except OSError:  # whose reason decoding tells
     return File(path, files.printable(path), 0, 0)
   return File(path, files.printable(path), about.st_size, about.st_mtime_ns)
-
-
-def _batches(
-  tracks: Iterable[cuts.Cut], size: int, samples: int
-) -> Iterator[np.ndarray]:
-  """Yields segments of all tracks, int16 [size, samples]; the last is less."""
-  batch, filled = np.empty((size, samples), np.int16), 0
-  for cut in tracks:
-    with _opened(cut.pcm) as read:
-      for start in cut.starts.tolist():
-        read(start, batch[filled])
-        filled += 1
-        if filled == size:
-          yield batch
-          batch, filled = np.empty((size, samples), np.int16), 0
-  if filled:
-    yield batch[:filled]
-
-
-@contextlib.contextmanager
-def _opened(
-  pcm: np.ndarray | Path,
-) -> Iterator[Callable[[int, np.ndarray], None]]:
-  """Yields `read(start, out)`, which copies samples of a track."""
-  if isinstance(pcm, np.ndarray):
-    yield lambda start, out: np.copyto(out, pcm[start : start + len(out)])
-    return
-  with pcm.open("rb", buffering=0) as file:
-    pcm.unlink()  # nobody else needs its name
-
-    def read(start: int, out: np.ndarray) -> None:
-      if os.preadv(file.fileno(), [out], 2 * start) != out.nbytes:
-        raise OSError("a temporary file is too short")
-      if sys.byteorder == "big":
-        out.byteswap(inplace=True)
-
-    yield read
-
-
-def _vectors(
-  encoder: Encoder, batches: Iterable[np.ndarray]
-) -> Iterator[np.ndarray]:
-  """Yields float32 [n, D] of each batch, while the next is being computed."""
-  waiting: deque[tuple[Any, int]] = deque()
-  try:
-    for batch in batches:
-      waiting.append((encoder.start(batch), len(batch)))
-      if len(waiting) > 1:
-        yield _finished(encoder, *waiting.popleft())
-    while waiting:
-      yield _finished(encoder, *waiting.popleft())
-  except jax.errors.JaxRuntimeError as error:
-    said = str(error).partition("\n")[0]
-    raise InputError(
-      f"the device cannot embed {encoder.batch} segments at once ({said}):"
-      " lower --batch"
-    ) from error
-
-
-def _finished(encoder: Encoder, started: Any, count: int) -> np.ndarray:
-  found = np.asarray(started)[:count]
-  if not np.isfinite(found).all():
-    raise InputError(
-      f"the encoder {encoder.described['encoder']} gives vectors that are not"
-      " finite: its training has diverged or hardly begun, so give another"
-      " --checkpoint or --encoder"
-    )
-  return found
 
 
 class _Progress:

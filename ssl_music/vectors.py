@@ -291,14 +291,21 @@ def _parquet_blocks(file: Path, vectors: bool) -> Iterator[Block]:
 
 
 def _numpy_blocks(file: Path, table: Path, vectors: bool) -> Iterator[Block]:
-  array = np.load(file, mmap_mode="r")
-  start = 0
-  with table.open(newline="", encoding="utf-8") as opened:
+  seen = 0
+  # What is mapped counts as this process's memory: it is read in pieces.
+  with (
+    file.open("rb") as numbers,
+    table.open(newline="", encoding="utf-8") as opened,
+  ):
+    np.lib.format.read_magic(numbers)
+    (count, width), _, kind = np.lib.format.read_array_header_1_0(numbers)
     lines = csv.DictReader(opened)
     while rows := list(itertools.islice(lines, _READ_ROWS)):
       columns = {name: [row[name] for row in rows] for name in COLUMNS}
-      stop = start + len(rows)
-      part = array[start:stop] if vectors else np.zeros((len(rows), 0), "<f4")
+      part = np.zeros((len(rows), 0), np.float32)
+      if vectors:
+        part = np.fromfile(numbers, kind, len(rows) * width)
+        part = part.reshape(len(rows), width)
       yield Block(
         columns["path"],
         np.array(columns["start"], np.float64),
@@ -306,11 +313,11 @@ def _numpy_blocks(file: Path, table: Path, vectors: bool) -> Iterator[Block]:
         np.array(columns["sounding"]) == "1",
         np.array(columns["size"], np.int64),
         np.array(columns["modified"], np.int64),
-        np.array(part),
+        part,
       )
-      start = stop
-  if start != len(array):
-    raise ValueError(f"{len(array)} vectors, {start} lines in {table.name}")
+      seen += len(rows)
+  if seen != count:
+    raise ValueError(f"{count} vectors, {seen} lines in {table.name}")
 
 
 def _read_failed(file: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ ROOMS = (
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
   {"features", "weights", "online", "jobs", "summary"},
   {"embeddings", "study", "study_inputs", "pretrained"},
-  {"train", "probe", "report", "embed_files"},
+  {"train", "probe", "report", "embed_batches", "embed_files"},
   {"finetune", "sweep"},
   {"benchmark", "bundle", "model_card", "provenance", "verify_export"},
   {"export", "main", "prepare", "embed"},
