@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     scores=options.scores,
   )
   for name, size in made["files"].items():
-    gap = made["differences"].get(name)
+    gap = made["checked"]["found"].get(name)
     print(
       f"{options.out / name}: {size / 1e6:.2f} MB"
       + ("" if gap is None else f", checked, difference {gap:.1e}")
@@ -177,7 +177,7 @@ def _fill(
   folder: Path, found: weights.Weights, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Writes everything into a folder; returns what the card was made of."""
-  differences = bundle.write(folder, found)
+  checked = bundle.write(folder, found)
   tags = tagger.load(folder)["tags"] if found.head is not None else []
   config = {"format": weights.FORMAT, "job": "export", **found.settings}
   config |= {"tags": tags, **facts}
@@ -189,9 +189,7 @@ def _fill(
       x.size for x in jax.tree.leaves(found.variables["params"])
     ),
     "tags": tags,
-    "differences": differences,
-    "allowed": bundle.limits(found),
-    "versions": bundle.versions(),
+    "checked": checked,
     "files": {
       file.name: file.stat().st_size for file in sorted(folder.iterdir())
     },

@@ -21,7 +21,7 @@ def text(about: Mapping[str, Any]) -> str:
     about: {"name"; "settings", of `weights.Weights`; "parameters", their
       number; "source", what that says of the encoder; "trainings" and "scores",
       of `provenance`; "tags", () without a head; "license", or ""; "files":
-      {name: bytes}; "differences" and "allowed", of `bundle`; "versions"}.
+      {name: bytes}; "checked", what `bundle.write` returns}.
   """
   settings = about["settings"]
   seconds, model = settings["data"]["seconds"], settings["model"]
@@ -31,7 +31,7 @@ def text(about: Mapping[str, Any]) -> str:
     f" {model['output']} numbers out. A small ResNet with attention pooling on"
     f" a log-mel spectrogram, {about['parameters']:,} parameters, computed in"
     f" {model['dtype']}. {_source(about['source'])} Exported by ssl_music"
-    f" {about['versions']['ssl_music']}.",
+    f" {about['checked']['versions']['ssl_music']}.",
     "## Licence",
     about["license"] or MISSING_LICENCE,
     "## Input and output",
@@ -79,7 +79,7 @@ def _contract(settings: Mapping) -> str:
 
 def _use(about: Mapping[str, Any]) -> str:
   samples = round(16000 * about["settings"]["data"]["seconds"])
-  versions = about["versions"]
+  versions = about["checked"]["versions"]
   blocks = [
     "**jax alone** (`pip install jax flatbuffers`), on CPU, CUDA or TPU."
     " `encoder.stablehlo` holds front end, network and weights. It was exported"
@@ -200,26 +200,31 @@ def _scores(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checked(about: Mapping[str, Any]) -> str:
-  versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+  checked = about["checked"]
+  versions = ", ".join(f"{k} {v}" for k, v in checked["versions"].items())
   rows = [["file", "bytes", "difference", "allowed"]]
   for name, size in about["files"].items():
-    gap, most = about["differences"].get(name), about["allowed"].get(name)
-    rows.append(
-      [
-        f"`{name}`",
-        f"{size:,}",
-        "" if gap is None else f"{gap:.1e}",
-        "" if most is None else f"{most:.0e}",
-      ]
-    )
+    gap, most = (checked[key].get(name) for key in ("found", "allowed"))
+    shown = ["" if x is None else f"{x:.1e}" for x in (gap, most)]
+    if name in checked["tensors"]:
+      shown = ["none", "none"]
+    rows.append([f"`{name}`", f"{size:,}", *shown])
+  dtype = about["settings"]["model"]["dtype"]
+  rounding = "" if dtype == "float32" else _ROUNDING.format(dtype)
   return (
     "Every artefact was loaded again, `encoder.stablehlo` in a process of its"
     " own on the CPU with jax alone, and compared with the network on eight"
-    " segments made by rule, quiet, silent and clipped ones among them:"
-    " embeddings by ‖a − b‖ / ‖b‖, probabilities of tags by their difference."
-    f" `python verify.py` repeats it.\n\n{_table(rows)}\n\n"
-    f"With {versions}."
+    " segments made by rule, faint, silent and clipped ones among them:"
+    " embeddings by ‖a − b‖ / ‖b‖, probabilities of tags by their difference,"
+    f" weights bit by bit.{rounding} `python verify.py` repeats it;"
+    f" `verify.json` has the rule.\n\n{_table(rows)}\n\nWith {versions}."
   )
+
+
+_ROUNDING = (
+  " The network computes in {}, whose roundings depend on the order of"
+  " sums: allowed is twice its distance from the same network in float32."
+)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

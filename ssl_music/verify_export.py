@@ -22,7 +22,8 @@ divisions rounded down, % never negative; then clipped to -32767..32767, divided
 by 32767, as float32. mix(n) is, modulo 2^32: x = n; x = x xor x/2^16;
 x = x * 0x85ebca6b; x = x xor x/2^13; x = x * 0xc2b2ae35; x = x xor x/2^16.
 noise(n) = mix(n)/2^16 - 32768. wave(p) = 2 |p % 65536 - 32768| - 32768.
-0 noise: noise(n)/8. 1 chord: wave(1802 n)/4 + wave(2252 n)/4 + wave(2700 n)/4.
+0 noise: noise(n)/8. 1 chord: wave(1802 n)/4 + wave(2252 n)/4 + wave(2700 n)/4,
+then 0 from n = 3 N/4.
 2 notes, k = n/4000: wave((900 + 211 (k k % 13)) n) (4000 - n % 4000)/8000.
 3 sweep that fades: wave(n n/8) (N - n)/N. 4 loud, clipped: wave(300 n) +
 3 noise(n). 5 faint: mix(n) % 3 - 1. 6 silence: 0. 7 click: 32767 at n = N/2."""
@@ -37,10 +38,11 @@ def pcm(samples: int) -> np.ndarray:
   mixed = mixed.astype(np.int64)
   noise = mixed // 2**16 - 32768
   wave = lambda p: 2 * abs(p % 65536 - 32768) - 32768
+  chord = wave(1802 * n) // 4 + wave(2252 * n) // 4 + wave(2700 * n) // 4
   k = n // 4000
   segments = [
     noise // 8,
-    wave(1802 * n) // 4 + wave(2252 * n) // 4 + wave(2700 * n) // 4,
+    chord * (n < 3 * samples // 4),
     wave((900 + 211 * (k * k % 13)) * n) * (4000 - n % 4000) // 8000,
     wave(n * n // 8) * (samples - n) // samples,
     wave(300 * n) + 3 * noise,
