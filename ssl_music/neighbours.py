@@ -17,7 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BLOCK = 1 << 21  # numbers of a block of vectors, 8 MB: a cache's size
+# Numbers of a block of vectors. For one query it fits a core's cache, or memory
+# would be what takes the time; for many their product is, and wants more at once.
+_BLOCK = 1 << 18
+_LARGE_BLOCK = 1 << 21
 _QUERIES = 512  # computed at once
 # So many more than asked for are compared in float64: what rounding in float32
 # puts in the wrong order lies closely together.
@@ -67,10 +70,8 @@ def directions(vectors: np.ndarray, space: Space) -> np.ndarray:
   Returns:
     [N, D] of the same type; zeros of a vector that is the mean.
   """
-  moved = (vectors - space.mean) * space.inverse
-  length = np.sqrt(np.einsum("nd,nd->n", moved, moved))
-  moved /= np.maximum(length, np.finfo(moved.dtype).tiny)[:, None]
-  return moved
+  moved, length = _standardise(vectors, space)
+  return moved / length[:, None]
 
 
 def nearest(
@@ -128,8 +129,10 @@ def _candidates(
   wanted = directions(queries.astype(np.float32), space)
   best = np.full((len(queries), 0), -np.inf, np.float32)
   rows = np.zeros((len(queries), 0), np.int64)
-  for first, block in _blocks(vectors):
-    products = wanted @ directions(block, space).T
+  for first, block in _blocks(vectors, len(queries)):
+    # As `directions`, but what is divided is the smaller array.
+    moved, length = _standardise(block, space)
+    products = ((moved @ wanted.T) / length[:, None]).T
     here = np.flatnonzero(
       (leave_out >= first) & (leave_out < first + len(block))
     )
@@ -159,8 +162,21 @@ def _cosines(
   return np.array([one @ other for other in others])
 
 
-def _blocks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _standardise(
+  vectors: np.ndarray, space: Space
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns standardised vectors [N, D], and their lengths [N], never 0."""
+  moved = vectors - space.mean
+  moved *= space.inverse
+  length = np.sqrt(np.einsum("nd,nd->n", moved, moved))
+  return moved, np.maximum(length, np.finfo(moved.dtype).tiny)
+
+
+def _blocks(
+  vectors: np.ndarray, queries: int = 1
+) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (its first row, a block of vectors as float32 [n, D])."""
-  step = max(_BLOCK // vectors.shape[1], 1)
+  numbers = _BLOCK if queries == 1 else _LARGE_BLOCK
+  step = max(numbers // vectors.shape[1], 1)
   for first in range(0, len(vectors), step):
     yield first, np.asarray(vectors[first : first + step], np.float32)

@@ -20,6 +20,7 @@ def vectors():
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
   monkeypatch.setattr(neighbours, "_BLOCK", 24 * 64)
+  monkeypatch.setattr(neighbours, "_LARGE_BLOCK", 24 * 96)
   monkeypatch.setattr(neighbours, "_QUERIES", 16)
 
 
@@ -40,6 +41,7 @@ def expected(queries, vectors, top):
 
 def test_equals_scikit_learn(vectors):
   queries = vectors[:40] + 0.1
+  queries[:, 5] = 3.0
   rows, cosines = neighbours.nearest(
     queries, vectors, neighbours.fit(vectors), 10
   )
