@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Numbers of a block of vectors. For one query it fits a core's cache, or memory
-# would be what takes the time; for many their product is, and wants more at once.
+# Numbers of a block of vectors. For one query it fits a core's cache, since
+# memory takes the time; for many their product does, which wants more at once.
 _BLOCK = 1 << 18
 _LARGE_BLOCK = 1 << 21
 _QUERIES = 512  # computed at once
@@ -79,7 +79,6 @@ def nearest(
   vectors: np.ndarray,
   space: Space,
   top: int,
-  leave_out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the vectors that are nearest to some others.
 
@@ -90,60 +89,63 @@ def nearest(
     vectors: float [N, D]; may be a memory map.
     space: of `fit(vectors)`.
     top: how many to find.
-    leave_out: int [Q], the row that is no neighbour of a query, itself for
-      instance; -1 for none.
 
   Returns:
     rows of `vectors`, int64 [Q, k], the nearest first, of equally near ones the
-    first; and their cosines, float32 [Q, k], from -1 to 1. k is `top`, or N
-    where that is less; where a query has fewer, rows are -1 and cosines nan.
+    first (some, where more than `_SPARE` of them are too many); and their
+    cosines, float32 [Q, k], from -1 to 1. k is `top`, or N where that is less.
   """
-  queries = np.asarray(queries)
-  if leave_out is None:
-    leave_out = np.full(len(queries), -1)
   most = min(top, len(vectors))
-  found = np.full((len(queries), most), -1)
-  cosines = np.full((len(queries), most), np.nan, np.float32)
+  found = np.zeros((len(queries), most), np.int64)
+  cosines = np.zeros((len(queries), most), np.float32)
   for first in range(0, len(queries), _QUERIES):
-    part = slice(first, first + _QUERIES)
-    rows = _candidates(
-      queries[part], vectors, space, top + _SPARE, leave_out[part]
-    )
-    for query, near in enumerate(rows, first):
-      near = np.sort(near[near >= 0])
+    part = queries[first : first + _QUERIES]
+    rows = _candidates(part, vectors, space, top + _SPARE)
+    for query, near in enumerate(np.sort(rows, axis=1), first):
       exact = _cosines(queries[query], vectors[near], space)
       order = np.argsort(-exact, kind="stable")[:most]
-      found[query, : len(order)] = near[order]
-      cosines[query, : len(order)] = exact[order]
+      found[query], cosines[query] = near[order], exact[order]
   return found, cosines
 
 
+def others(
+  rows: np.ndarray, cosines: np.ndarray, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Leaves queries out of their own neighbours.
+
+  Args:
+    rows: int [Q, k], of `nearest`.
+    cosines: float32 [Q, k].
+    own: int [Q], the row that each query is.
+
+  Returns:
+    both without it, [Q, k - 1]; without the last neighbour where a query is not
+    among its own neighbours, as when it has many copies.
+  """
+  same = rows == own[:, None]
+  same[~same.any(axis=1), -1] = True
+  shape = len(rows), rows.shape[1] - 1
+  return rows[~same].reshape(shape), cosines[~same].reshape(shape)
+
+
 def _candidates(
-  queries: np.ndarray,
-  vectors: np.ndarray,
-  space: Space,
-  count: int,
-  leave_out: np.ndarray,
+  queries: np.ndarray, vectors: np.ndarray, space: Space, count: int
 ) -> np.ndarray:
-  """Returns the rows of the best products, int64 [Q, up to `count`]; or -1."""
-  wanted = directions(queries.astype(np.float32), space)
-  best = np.full((len(queries), 0), -np.inf, np.float32)
+  """Returns the rows of the best products, int64 [Q, up to `count`]."""
+  wanted = directions(np.asarray(queries, np.float32), space)
+  best = np.zeros((len(queries), 0), np.float32)
   rows = np.zeros((len(queries), 0), np.int64)
   for first, block in _blocks(vectors, len(queries)):
     # As `directions`, but what is divided is the smaller array.
     moved, length = _standardise(block, space)
     products = ((moved @ wanted.T) / length[:, None]).T
-    here = np.flatnonzero(
-      (leave_out >= first) & (leave_out < first + len(block))
-    )
-    products[here, leave_out[here] - first] = -np.inf
     columns = _best(products, count)
     best = np.hstack([best, np.take_along_axis(products, columns, 1)])
     rows = np.hstack([rows, columns + first])
     columns = _best(best, count)
     best = np.take_along_axis(best, columns, 1)
     rows = np.take_along_axis(rows, columns, 1)
-  return np.where(np.isneginf(best), -1, rows)
+  return rows
 
 
 def _best(values: np.ndarray, count: int) -> np.ndarray:
