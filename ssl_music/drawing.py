@@ -17,13 +17,12 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with any colour vision tell apart;
 # yellow is too pale for lines on white.
-_COLOURS = {
-  "contrastive": "#0072B2",
-  "byol": "#D55E00",
-  "clustering": "#009E73",
-  "barlow_twins": "#E69F00",
-  "vicreg": "#CC79A7",
-  "supervised": "#56B4E9",
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+_TASKS = (
+  *("contrastive", "byol", "clustering", "barlow_twins", "vicreg"),
+  "supervised",
+)
+_COLOURS = dict(zip(_TASKS, PALETTE, strict=True)) | {
   "mel": "#666666",
   "random": "#A0A0A0",
 }

@@ -9,18 +9,19 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
   {"compiled", "errors", "lock", "metrics", "pickle_machine", "progress"},
-  {"tagger", "vectors"},
+  {"tagger", "vectors", "neighbours"},
   {"results", "published", "page", "drawing", "vector_parts"},
+  {"map_script", "map_page"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
-  {"features", "weights", "online", "jobs", "summary"},
+  {"features", "weights", "online", "jobs", "summary", "music_map"},
   {"embeddings", "study", "study_inputs", "pretrained"},
   {"train", "probe", "report", "embed_batches", "embed_files"},
   {"finetune", "sweep"},
   {"benchmark", "bundle", "model_card", "provenance", "verify_export"},
-  {"export", "main", "prepare", "embed"},
+  {"export", "main", "prepare", "embed", "tag", "search"},
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 
