@@ -6,6 +6,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import tiny
@@ -56,8 +57,12 @@ def pretrained(data_dir, folder):
   """
   settings = tiny.pretraining(data_dir, seed=5).to_dict()
   state = jax.device_get(step.init_state(settings, optax.identity()))
-  # Unlike any initial one, also where the initial one is constant.
-  state["batch_stats"] = jax.tree.map(lambda x: x + 0.5, state["batch_stats"])
+  # Unlike any initial one, also where the initial one is constant; and alive:
+  # of a network whose last ReLUs are all at 0, every embedding is the same.
+  rng = np.random.default_rng(5)
+  stir = lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape, "f")
+  state["params"] = jax.tree.map(stir, state["params"])
+  state["batch_stats"] = jax.tree.map(lambda x: 1.5 * x, state["batch_stats"])
   (folder / "config.json").write_text(json.dumps(settings))
   with checkpoint.open_run(folder) as saved:
     checkpoint.save(saved, 7, state, {"loss": 1.0})

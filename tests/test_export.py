@@ -291,7 +291,7 @@ def test_another_program_than_the_encoders_is_not_kept(
 
   def other(settings, variables):
     changed = json.loads(json.dumps(settings))
-    changed["frontend"]["top_db"] = 99.0
+    changed["frontend"]["top_db"] = 60.0
     return make(changed, variables)
 
   monkeypatch.setattr(bundle, "program", other)
