@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = ("pretrain", "probe")  # each uses the last's
+NOTEBOOKS = ("pretrain", "probe", "embed_and_search")  # each uses the last's
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,9 @@ def shorten(cell, folder):
     "PROBE_STEPS": 20,
     "DATA_DIR": str(folder / "data"),
     "RUNS": str(folder / "runs"),
+    "ENCODER": str(folder / "runs" / "contrastive"),
+    "MUSIC": str(folder / "music"),
+    "VECTORS": str(folder / "vectors"),
   }
   lines = []
   for statement in ast.parse(cell.source).body:
@@ -56,7 +59,11 @@ def test_runs_from_top_to_bottom(name, folder, monkeypatch):
   )
   client.execute(env=dict(os.environ))
   shown = json.dumps([cell.get("outputs", []) for cell in found.cells])
-  assert "<svg" in shown or "data:image" in shown
+  if name == "embed_and_search":
+    assert "<html" in shown
+    assert (folder / "vectors" / "embeddings.json").is_file()
+  else:
+    assert "<svg" in shown or "data:image" in shown
 
 
 def test_hold_no_logic():
