@@ -15,7 +15,7 @@ ROOMS = (
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
-  {"features", "weights", "online", "jobs", "summary"},
+  {"features", "weights", "online", "jobs", "task", "cluster", "summary"},
   {"embeddings", "study", "study_inputs", "pretrained"},
   {"train", "probe", "report", "embed_files"},
   {"finetune", "sweep"},
