@@ -67,7 +67,7 @@ def perform(one: Mapping[str, Any], folder: Path) -> None:
   # that ends by itself when it is preempted, so the task asks for it. It does
   # not where it was cancelled, or is queued again by somebody else: SLURM would
   # do so even then.
-  if code == 128 + signal.SIGINT and _state() == "RUNNING":
+  if code > 128 and _state() == "RUNNING":
     requeue(time_is_up, None)
   sys.exit(code)
 
@@ -86,8 +86,9 @@ def _catch_signals():
   """Turns SLURM's signals into one SIGINT, which `jobs.run` passes on.
 
   SLURM sends SIGTERM (preempted or cancelled) and SIGUSR2 (time is up) to every
-  process of a task, and readers of records, for one, would die of it before
-  anything is saved. All of them inherit that these signals are blocked.
+  process of a task, and those that read records, for one, would die of it
+  before anything is saved. So all that are started inherit a mask that blocks
+  them.
 
   Returns:
     SIGUSR2, or what submitit has in its place, and submitit's handler of it,
@@ -99,24 +100,33 @@ def _catch_signals():
   requeue = signal.getsignal(time_is_up)
   # Before and after `jobs.run` nothing is to be saved. SLURM ends what goes on.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.pthread_sigmask(signal.SIG_BLOCK, {time_is_up})
-  # It unblocks SIGTERM when it starts, so it must not start later.
-  resource_tracker.ensure_running()
-  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
   main = threading.get_ident()
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
 
   def watch() -> None:
-    while True:
-      signal.sigwait({signal.SIGTERM, time_is_up})
-      signal.pthread_kill(main, signal.SIGINT)
+    while number := os.read(reading, 1):
+      if number[0] in (signal.SIGTERM, time_is_up):
+        signal.pthread_kill(main, signal.SIGINT)
 
+  # Python's own handlers would wait: a thread that does not block the signal
+  # takes it, and the main thread, which has to act on it, is not woken.
+  for number in (signal.SIGTERM, time_is_up):
+    signal.signal(number, lambda *_: None)
+  signal.set_wakeup_fd(writing)
   threading.Thread(target=watch, daemon=True).start()
+  # It unblocks SIGTERM when it starts, so it must not start later.
+  resource_tracker.ensure_running()
+  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, time_is_up})
   return time_is_up, requeue
 
 
 def _state() -> str:
   """Returns what SLURM says of this task, as "RUNNING" or "COMPLETING"."""
-  number = os.environ["SLURM_JOB_ID"]
+  from submitit import JobEnvironment
+
+  # As "12_0": the number 12 alone may be a task's own, and is the array's too.
+  number = JobEnvironment().job_id
   command = ["squeue", f"--jobs={number}", "--noheader", "--format=%T"]
   return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 

@@ -38,6 +38,7 @@ command -v slurmctld munged >/dev/null ||
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 mkdir -p "$folder/state" "$folder/spool"
+chmod go+x "$folder" # for munge's user
 host=$(hostname -s)
 
 # Munge runs as its own user, with a key and a socket of this cluster's own.
@@ -87,7 +88,7 @@ up() { sinfo --noheader --format=%T 2>/dev/null | grep -qx idle; }
 if ! up; then
   for name in slurmd slurmctld munged; do end "$folder/$name.pid"; done
   su -s /bin/bash munge -c "munged --key-file=$folder/munge/key \
-    --socket=$folder/munge/socket --pid-file=$folder/munge/pid \
+    --socket=$folder/munge/socket --origin=127.0.0.1 --pid-file=$folder/munge/pid \
     --log-file=$folder/munge/log --seed-file=$folder/munge/seed" >&2
   ln -sf "$folder/munge/pid" "$folder/munged.pid"
   slurmctld -c -f "$SLURM_CONF" >&2
