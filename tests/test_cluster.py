@@ -235,23 +235,33 @@ def get_config():
 """
 
 
-def test_without_a_cluster(tmp_path):
+def test_without_a_cluster(tmp_path, monkeypatch, capsys):
   (tmp_path / "sweep.py").write_text(SWEEP)
   folder = tmp_path / "runs"
   common = (f"--config={tmp_path / 'sweep.py'}", f"--workdir={folder}")
-  here = {"PATH": str(tmp_path)}
-  for flag in ("--dry-run", "--status"):
-    done = main(*common, flag, **here)
-    assert done.returncode == 0, done.stderr
-    assert "2 jobs: 2 waiting" in done.stdout
-    assert not folder.exists()
-  done = main(*common, "--executor=slurm", "--dry-run", **here)
+  done = main(*common, "--dry-run")
+  assert done.returncode == 0, done.stderr
+  assert "2 jobs: 2 waiting" in done.stdout
+  done = main("--config=configs/byol.py", f"--workdir={folder}", "--status")
   assert done.returncode == 2
-  assert "error: this machine has no SLURM (no srun)" in done.stderr
-  done = main(*common, "--executor=slurm", "--config.slurm.cpus=0", **here)
-  assert "--config.slurm.cpus=0 is too small" in done.stderr
-  done = main("--config=configs/byol.py", "--workdir=x", "--status")
   assert "this config is of one: give it a grid" in done.stderr
+  monkeypatch.setenv("PATH", str(tmp_path))
+  with pytest.raises(InputError, match="this machine has no SLURM"):
+    run([job("a", folder)], folder, dry_run=True)
+  with pytest.raises(InputError, match=r"slurm\.cpus=0 is too small"):
+    cluster.run([], folder, defaults.slurm(cpus=0))
+  with pytest.raises(InputError, match=r"slurm\.hours=0\.0 is no time limit"):
+    cluster.run([], folder, defaults.slurm(hours=0.0))
+  assert not folder.exists()
+  # Told from a list in which nobody can look any more.
+  folder.mkdir()
+  one = job("a", folder)
+  known = jobs.known([one], folder)
+  known["a"]["slurm"] = "1_0"
+  jobs.write(folder, known)
+  with pytest.raises(InputError, match="do it where squeue works"):
+    cluster.show([one], folder)
+  assert capsys.readouterr().out == ""
 
 
 def test_states_of_jobs_on_this_machine(tmp_path):
