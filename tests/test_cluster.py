@@ -235,7 +235,7 @@ def get_config():
 """
 
 
-def test_without_a_cluster(tmp_path, monkeypatch, capsys):
+def test_without_a_cluster(tmp_path, monkeypatch):
   (tmp_path / "sweep.py").write_text(SWEEP)
   folder = tmp_path / "runs"
   common = (f"--config={tmp_path / 'sweep.py'}", f"--workdir={folder}")
@@ -261,7 +261,6 @@ def test_without_a_cluster(tmp_path, monkeypatch, capsys):
   jobs.write(folder, known)
   with pytest.raises(InputError, match="do it where squeue works"):
     cluster.show([one], folder)
-  assert capsys.readouterr().out == ""
 
 
 def test_states_of_jobs_on_this_machine(tmp_path):

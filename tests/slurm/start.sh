@@ -11,6 +11,8 @@ fail() {
   exit 1
 }
 
+installed() { command -v slurmctld && command -v slurmd && command -v munged; }
+
 # Ends the process whose id a file holds.
 end() {
   [ -f "$1" ] || return 0
@@ -24,7 +26,7 @@ if [ "${1:-}" = stop ]; then
 fi
 if [ "${1:-}" = --install ]; then
   shift
-  if ! command -v slurmctld munged >/dev/null; then
+  if ! installed >/dev/null; then
     apt-get update -qq >&2
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
       --no-install-recommends slurm-wlm munge >&2
@@ -32,7 +34,7 @@ if [ "${1:-}" = --install ]; then
 fi
 [ $# = 1 ] || fail "give a folder for the cluster's files"
 [ "$(id -u)" = 0 ] || fail "a cluster can be started by root alone"
-command -v slurmctld munged >/dev/null ||
+installed >/dev/null ||
   fail "install Debian's packages slurm-wlm and munge, or give --install"
 
 mkdir -p "$1"
@@ -50,7 +52,7 @@ if [ ! -f "$folder/munge/key" ]; then
 fi
 
 # Four tasks at once on however few cores: the tests' jobs hardly compute.
-# cred_expire: a job that is requeued starts again after that many seconds, 5 at least.
+# cred_expire: a job that is requeued waits for as many seconds, 5 at least.
 cat >"$folder/slurm.conf" <<END
 ClusterName=ssl_music_tests
 SlurmctldHost=$host(127.0.0.1)
@@ -85,10 +87,11 @@ END
 export SLURM_CONF=$folder/slurm.conf
 
 up() { sinfo --noheader --format=%T 2>/dev/null | grep -qx idle; }
-if ! up; then
+# sinfo asks long where nobody answers.
+if [ ! -f "$folder/slurmctld.pid" ] || ! up; then
   for name in slurmd slurmctld munged; do end "$folder/$name.pid"; done
   su -s /bin/bash munge -c "munged --key-file=$folder/munge/key \
-    --socket=$folder/munge/socket --origin=127.0.0.1 --pid-file=$folder/munge/pid \
+    --socket=$folder/munge/socket --pid-file=$folder/munge/pid \
     --log-file=$folder/munge/log --seed-file=$folder/munge/seed" >&2
   ln -sf "$folder/munge/pid" "$folder/munged.pid"
   slurmctld -c -f "$SLURM_CONF" >&2
