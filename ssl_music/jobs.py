@@ -162,7 +162,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
   """Returns a Markdown table of records of `jobs.json`, and what failed."""
   rows = [["job", "state", "minutes", "result"]]
   for record in records:
-    result = _result(Path(record["workdir"])) if is_done(record) else ""
+    reached = _result if is_done(record) else _step
+    result = reached(Path(record["workdir"]))
     minutes = f"{record['seconds'] / 60:.1f}"
     rows.append([record["name"], record["state"], minutes, result])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -337,6 +338,12 @@ def _same_config(one: Mapping) -> bool:
 def is_done(record: Mapping) -> bool:
   """Says whether a record is of a job that has ended well."""
   return record.get("state") == "done"
+
+
+def _step(folder: Path) -> str:
+  """Returns how far a job has come that is not done, as far as it tells."""
+  entries = workdir.read_metrics(folder)
+  return f"step {entries[-1]['step']}" if entries else ""
 
 
 def _result(folder: Path) -> str:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 # It fails where FAIL has the call's verb, or a part of the call. The workdir's
@@ -187,3 +188,19 @@ def test_others_tpus_are_left_alone(tpu, tmp_path):
   out, _ = process.communicate()
   assert process.returncode == 2
   assert "ARGUMENTS-OF-ssl_music.main" in out
+
+
+def test_skypilot_gets_the_same(tpu):
+  process = tpu("--dry-run", *TRAIN)
+  printed, _ = process.communicate()
+  create, *_ = printed.splitlines()
+  task = yaml.safe_load((ROOT / "configs" / "skypilot.yaml").read_text())
+  wanted = task["resources"]
+  kind = wanted["accelerators"].removeprefix("tpu-")
+  assert f"--accelerator-type={kind} " in create
+  version = wanted["accelerator_args"]["runtime_version"]
+  assert f"--version={version} " in create
+  # The same commands install and run it, one a line.
+  for line in task["setup"].splitlines():
+    assert line.replace("'", "") in printed
+  assert ".venv/bin/python -m ssl_music.main" in task["run"]
