@@ -2,9 +2,16 @@
 # Makes .venv and, in it,
 #   ./run.sh        pre-trains on the built-in demo music, probes, prints scores
 #   ./run.sh test   passes the tests (more arguments go to pytest)
+# and, without it,
+#   ./run.sh tpu    trains on a Cloud TPU, see scripts/tpu.sh
 # PYTHON names the interpreter (3.11 or newer) if the one found does not suit.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+if [ "${1:-}" = tpu ]; then
+  shift
+  exec scripts/tpu.sh "$@"
+fi
 
 find_python() {
   for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do

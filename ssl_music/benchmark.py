@@ -1,7 +1,7 @@
 """The paper's study: pre-trainings, then probes, then a report."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,11 @@ FLOORS = ("random", "mel")
 SCRATCH, TUNED = "supervised", "finetune-"
 
 
-def run(config: ConfigDict, folder: str | Path) -> int:
+def run(
+  config: ConfigDict,
+  folder: str | Path,
+  execute: Callable[[list[dict[str, Any]], str | Path], int] = jobs.run,
+) -> int:
   """Pre-trains, probes and reports, going on where it was interrupted.
 
   Args:
@@ -29,9 +33,11 @@ def run(config: ConfigDict, folder: str | Path) -> int:
     folder: the workdir, which gets `pretrain/ENCODER`,
       `probe/DATA/ENCODER`, `embeddings`, `report` and `jobs.json`. An encoder
       of another than the first seed is called "contrastive-seed1".
+    execute: takes the jobs and the workdir, as `jobs.run`; where it only
+      submits them, the report is of what has been done before.
 
   Returns:
-    the exit code, of `jobs.run`.
+    the exit code, of `execute`.
 
   Raises:
     InputError: what is wrong with the config or the data sets, before anything
@@ -40,7 +46,7 @@ def run(config: ConfigDict, folder: str | Path) -> int:
   planned = plan(config, folder)
   check_settings(config)
   check_data(config)
-  code = jobs.run(planned, folder)
+  code = execute(planned, folder)
   if code < 128:  # no signal asked to stop
     _report(Path(folder))
   return code

@@ -151,6 +151,26 @@ def grid(fields: Mapping[str, Sequence[Any]]) -> ConfigDict:
   )
 
 
+def slurm(**fields: Any) -> ConfigDict:
+  """Returns what a config's "slurm" is: what every job gets on a cluster.
+
+  Args:
+    **fields: other values than these.
+  """
+  config = ConfigDict(
+    {
+      "partition": "",  # "": the cluster's default
+      "hours": 24.0,  # of a turn; a job that needs more goes on in the next
+      "gpus": 1,
+      "cpus": 8,
+      "memory": 32.0,  # GiB; 0: the cluster's default
+      "at_once": 16,  # jobs of an array, at most
+    }
+  )
+  config.lock().update(fields)
+  return config
+
+
 def read(file: str | Path, preset: str = "") -> ConfigDict:
   """Returns the config of a file, as `--config=FILE:PRESET` does.
 
@@ -193,6 +213,7 @@ def benchmark(preset: str = "laptop") -> ConfigDict:
   config.seeds = 1  # pre-trainings of each task, and random networks
   config.total_steps = 0  # of each pre-training; 0: as its own config says
   config.data_dir = config_dict.placeholder(str)  # None: TFDS's default
+  config.slurm = slurm()  # where --executor=slurm
   config.probe = probing(preset)
   # The paper's limited-data study.
   config.probe.probe.shares = (0.01, 0.05, 0.1, 0.2, 1.0)

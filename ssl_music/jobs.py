@@ -88,24 +88,24 @@ def run(jobs: Sequence[Mapping[str, Any]], folder: str | Path) -> int:
   """
   folder = Path(folder)
   with lock.hold(folder, "running jobs in", "give another --workdir"):
-    records = {record["name"]: record for record in read(folder)}
+    records = known(jobs, folder)
     for one in jobs:
-      new = {"name": one["name"], "workdir": str(one["folder"])}
-      old = {"state": "waiting", "seconds": 0.0} | records.get(one["name"], {})
-      records[one["name"]] = new | old | new | {"error": ""}
-      if old["state"] != "done":
-        records[one["name"]]["state"] = "waiting"
+      record = records[one["name"]]
+      record["error"] = ""
+      record.pop("slurm", None)  # whatever a cluster's task said
+      if not is_done(record):
+        record["state"] = "waiting"
     for record in records.values():
       if record["state"] == "running":  # when an earlier process was killed
         record["state"] = "waiting"
-    _write(folder, records)
+    write(folder, records)
     with _passing_on() as passed:
       for index, one in enumerate(jobs, 1):
         if passed["signal"]:
           break
         print(f"[{index}/{len(jobs)}] {one['name']}", flush=True)
         _perform(one, records, passed, folder)
-    _write(folder, records)
+    write(folder, records)
   mine = [records[one["name"]] for one in jobs]
   print(summary(mine), flush=True)
   states = {record["state"] for record in mine}
@@ -135,11 +135,35 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     ) from error
 
 
+def known(
+  jobs: Iterable[Mapping[str, Any]], folder: str | Path
+) -> dict[str, dict[str, Any]]:
+  """Returns the records of `jobs.json` by name, with those of new jobs.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  records = {record["name"]: record for record in read(folder)}
+  for one in jobs:
+    new = {"name": one["name"], "workdir": str(one["folder"])}
+    old = {"state": "waiting", "seconds": 0.0, "error": ""}
+    records[one["name"]] = new | old | records.get(one["name"], {}) | new
+  return records
+
+
+def write(folder: Path, records: Mapping[str, Mapping]) -> None:
+  """Writes `jobs.json`."""
+  partial = folder / "jobs.json.partial"
+  partial.write_text(json.dumps(list(records.values()), indent=2) + "\n")
+  partial.rename(folder / "jobs.json")
+
+
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
   """Returns a Markdown table of records of `jobs.json`, and what failed."""
   rows = [["job", "state", "minutes", "result"]]
   for record in records:
-    result = _result(Path(record["workdir"])) if _is_done(record) else ""
+    reached = _result if is_done(record) else _step
+    result = reached(Path(record["workdir"]))
     minutes = f"{record['seconds'] / 60:.1f}"
     rows.append([record["name"], record["state"], minutes, result])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -160,15 +184,15 @@ def _perform(one, records, passed, folder: Path) -> None:
   """Runs a job, unless it is done or cannot be; keeps the record."""
   record = records[one["name"]]
   needed = [records[name] for name in one["needs"]]
-  lacking = [other["name"] for other in needed if not _is_done(other)]
+  lacking = [other["name"] for other in needed if not is_done(other)]
   if lacking:
     record["state"] = "skipped"
     record["error"] = f"it needs {' and '.join(lacking)}, which failed"
-  elif _found_done(one, record, needed):
+  elif found_done(one, record, needed):
     record["state"] = "done"
   else:
     record["state"] = "running"
-    _write(folder, records)
+    write(folder, records)
     began = time.monotonic()
     code, told = _in_process(one, passed)
     record["seconds"] += time.monotonic() - began
@@ -179,7 +203,7 @@ def _perform(one, records, passed, folder: Path) -> None:
     else:
       record["state"], record["error"] = "failed", told
       print(f"{one['name']} failed: {told}", file=sys.stderr, flush=True)
-  _write(folder, records)
+  write(folder, records)
 
 
 def _in_process(one: Mapping, passed: dict) -> tuple[int, str]:
@@ -266,7 +290,7 @@ def _passing_on() -> Iterator[dict[str, Any]]:
       signal.signal(number, handler)
 
 
-def _found_done(
+def found_done(
   one: Mapping, record: Mapping, needed: Iterable[Mapping]
 ) -> bool:
   """Says whether a workdir holds what a job makes, of the same config.
@@ -276,7 +300,7 @@ def _found_done(
     record: of it.
     needed: records of what it needs.
   """
-  recorded = _is_done(record) and record.get("config") == _identity(one)
+  recorded = is_done(record) and record.get("config") == _identity(one)
   if not recorded and not _same_config(one):
     return False
   if one["product"] is None:
@@ -311,8 +335,15 @@ def _same_config(one: Mapping) -> bool:
   return True
 
 
-def _is_done(record: Mapping) -> bool:
+def is_done(record: Mapping) -> bool:
+  """Says whether a record is of a job that has ended well."""
   return record.get("state") == "done"
+
+
+def _step(folder: Path) -> str:
+  """Returns how far a job has come that is not done, as far as it tells."""
+  entries = workdir.read_metrics(folder)
+  return f"step {entries[-1]['step']}" if entries else ""
 
 
 def _result(folder: Path) -> str:
@@ -324,9 +355,3 @@ def _result(folder: Path) -> str:
   names = {"validation_map": "validation mAP", "loss": "loss"}
   found = [f"{names[n]} {last[n]:.3f}" for n in names if n in last]
   return ", ".join(found)
-
-
-def _write(folder: Path, records: Mapping[str, Mapping]) -> None:
-  partial = folder / "jobs.json.partial"
-  partial.write_text(json.dumps(list(records.values()), indent=2) + "\n")
-  partial.rename(folder / "jobs.json")

@@ -45,3 +45,16 @@ def hold(
         f"another process is {what} {folder}: wait for it, or {advice}"
       ) from error
     yield
+
+
+def is_held(folder: Path) -> bool:
+  """Says whether a process, this one included, keeps others out of a folder."""
+  file = folder / ".lock"
+  if not file.exists():
+    return False
+  with file.open() as opened:
+    try:
+      fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+      return True
+  return False

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from ssl_music import benchmark, compiled, sweep, workdir
+from ssl_music import benchmark, cluster, compiled, jobs, sweep, workdir
+from ssl_music import config as defaults
 from ssl_music.errors import InputError, report
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,6 +19,19 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run keeps its config, metrics and results."
+)
+_EXECUTOR = flags.DEFINE_enum(
+  "executor",
+  "local",
+  ["local", "slurm"],
+  "Where the jobs of a sweep or a benchmark run: one after another on this"
+  " machine, or as an array of a SLURM cluster (see config.slurm).",
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry-run", False, "Only print what a sweep or a benchmark would run."
+)
+_STATUS = flags.DEFINE_bool(
+  "status", False, "Only print how the jobs of a sweep or a benchmark stand."
 )
 
 
@@ -31,24 +45,46 @@ def main(argv: Sequence[str]) -> int:
       " --config=configs/contrastive.py --workdir=runs/contrastive"
     )
   logging.set_verbosity(logging.WARNING)
-  compiled.keep()
   config, folder = _CONFIG.value, _WORKDIR.value
-  if config.job == "benchmark":
-    return benchmark.run(config, folder)
-  if config.job not in sweep.JOBS:
+  if config.job not in (*sweep.JOBS, "benchmark"):
     raise InputError(
       f"no job {config.job!r}: set --config.job to one of"
       f" {', '.join((*sweep.JOBS, 'benchmark'))}"
     )
-  if "sweep" in config:
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
-    return sweep.run(sweep.expand(config, folder, file), folder)
+  if config.job == "benchmark" or "sweep" in config:
+    return _run_several(config, folder)
+  if _EXECUTOR.value != "local" or _DRY_RUN.value or _STATUS.value:
+    raise InputError(
+      "--executor, --dry-run and --status are for several jobs, and this config"
+      " is of one: give it a grid, config.sweep = defaults.grid({'seed': (0,)})"
+    )
+  compiled.keep()
   try:
     sweep.JOBS[config.job](config, folder)
   except workdir.Stopped as stopped:
     print(stopped, file=sys.stderr)
     return stopped.code
   return 0
+
+
+def _run_several(config: ConfigDict, folder: str) -> int:
+  """Runs, submits or shows the jobs of a benchmark or of a sweep."""
+  slurm = config.get("slurm", defaults.slurm())
+
+  def submit(planned: list, folder: str) -> int:
+    return cluster.run(planned, folder, slurm, dry_run=_DRY_RUN.value)
+
+  execute = submit if _EXECUTOR.value == "slurm" else jobs.run
+  if _STATUS.value or (_DRY_RUN.value and execute is jobs.run):
+    execute = cluster.show
+  if execute is jobs.run:
+    compiled.keep()  # a node of a cluster has its own
+  if config.job != "benchmark":
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return execute(sweep.expand(config, folder, file), folder)
+  if _STATUS.value or _DRY_RUN.value:
+    return execute(benchmark.plan(config, folder), folder)
+  return benchmark.run(config, folder, execute)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

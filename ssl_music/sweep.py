@@ -42,7 +42,7 @@ def expand(
     config: with "sweep", of `config.grid`: dotted fields and the values that
       each takes. "pretext" means the name of the task, whose own config file
       beside the running one is then taken, with what the running config has
-      changed outside of "pretext".
+      changed outside of "pretext". No job's config has "sweep" or "slurm".
     folder: the sweep's workdir; a job's is below it and named by its values.
     file: the running config's, with its preset, "configs/byol.py:paper"; needed
       where the grid has "pretext".
@@ -66,9 +66,7 @@ def expand(
         f"the sweep gives {field} the values {values!r}: give a list of one or"
         " more"
       )
-  base = config.copy_and_resolve_references()
-  with base.unlocked():
-    del base["sweep"]
+  base = _without(config.copy_and_resolve_references())
   shown = _short_names(grid)
   jobs: dict[str, dict] = {}
   for values in itertools.product(*grid.values()):
@@ -118,6 +116,15 @@ def make_job(
   return job(name, function, config, folder, product=product, needs=needs)
 
 
+def _without(config: ConfigDict) -> ConfigDict:
+  """Takes from a config what says which jobs there are, and where they run."""
+  with config.unlocked():
+    for name in ("sweep", "slurm"):
+      if name in config:
+        del config[name]
+  return config
+
+
 def _flat(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
   """Returns a nested config's values by dotted field."""
   found = {}
@@ -162,8 +169,7 @@ def _of_task(base: ConfigDict, name: str, file: str) -> ConfigDict:
   beside = Path(path).parent
   own = defaults.read(beside / f"{base.pretext.name}.py", preset)
   other = defaults.read(beside / f"{name}.py", preset)
-  if "sweep" in other:
-    del other["sweep"]
+  other = _without(other)
   before, there = _flat(own), _flat(other)
   changed = {
     field: value

@@ -5,11 +5,41 @@ import os
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Else submitit closes all handlers of logs, and absl's closes pytest's stream.
+os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+
+from pathlib import Path
 
 import jax
 import pytest
 import tiny
 from absl import flags
+
+# A cluster of the tests' own: none that people work with gets their jobs.
+_SLURM = "ClusterName=ssl_music_tests"
+
+
+def _has_slurm():
+  file = os.environ.get("SLURM_CONF")
+  return file and Path(file).is_file() and _SLURM in Path(file).read_text()
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what needs SLURM, where `tests/slurm/start.sh` has not run."""
+  if _has_slurm():
+    return
+  without = [item for item in items if item.get_closest_marker("slurm")]
+  if without:
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]
+
+
+def pytest_terminal_summary(terminalreporter):
+  if not _has_slurm():
+    terminalreporter.write_line(
+      "tests marked slurm were left out: no cluster of the tests' own is"
+      ' running; start it by: eval "$(tests/slurm/start.sh DIR)"'
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

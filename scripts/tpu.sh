@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU, which is made for it and deleted afterwards:
+#   ./run.sh tpu [--dry-run] [--keep] ARGUMENTS-OF-ssl_music.main
+# --dry-run prints the commands instead; --keep leaves the TPU where it is.
+# Project and credentials are those of gcloud. From the environment come
+#   TPU_NAME, TPU_ZONE, TPU_TYPE, TPU_VERSION
+#   TPU_SPOT=1   a spot TPU: cheap, and it may be taken away
+#   TPU_DATA     the folder of prepared data sets, copied there
+#   TPU_OUT      the workdir here: the run goes on from it, and ends in it
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+name=${TPU_NAME:-ssl-music}
+zone=${TPU_ZONE:-us-east5-b}
+data=${TPU_DATA:-${TFDS_DATA_DIR:-}}
+out=${TPU_OUT:-runs/tpu}
+dry_run='' keep=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --dry-run) dry_run=1 ;;
+    --keep) keep=1 ;;
+    *) break ;;
+  esac
+  shift
+done
+if [ $# = 0 ]; then
+  sed -n '2,/^set /s/^# \?//p' "$0"
+  exit 2
+fi
+
+# Words as one would type them.
+line() {
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  echo "${words[*]}"
+}
+
+run() {
+  line "$@"
+  [ "$dry_run" ] || "$@"
+}
+
+tpu() { run gcloud compute tpus tpu-vm "$@" "--zone=$zone"; }
+all() {
+  tpu ssh "$name" --worker=all --ssh-flag=-oServerAliveInterval=30 \
+    "--command=$1"
+}
+
+# However this ends, what has been learned is fetched and the TPU is deleted.
+made='' began=''
+fetch() {
+  tpu ssh "$name" --worker=0 \
+    '--command=tar -czf workdir.tar.gz -C ssl_music/workdir .' &&
+    tpu scp --worker=0 "$name:workdir.tar.gz" build/ &&
+    run mkdir -p "$out" &&
+    run tar -xzf build/workdir.tar.gz -C "$out"
+}
+finish() {
+  local code=$?
+  trap '' INT TERM
+  if [ "$began" ] && ! fetch; then
+    echo "error: the workdir could not be fetched" >&2
+    code=1
+  fi
+  if [ "$made" ] && [ "$keep" ]; then
+    echo "the TPU is kept, and costs, until it is deleted:"
+    line gcloud compute tpus tpu-vm delete "$name" "--zone=$zone"
+  elif [ "$made" ] && ! tpu delete "$name" --quiet; then
+    echo "error: the TPU $name could not be deleted: see to it" >&2
+    code=1
+  fi
+  exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Nobody else's is taken, nor deleted.
+if [ ! "$dry_run" ] && gcloud compute tpus tpu-vm describe "$name" \
+  "--zone=$zone" >/dev/null 2>&1; then
+  echo "error: there is a TPU $name in $zone: give another TPU_NAME" >&2
+  exit 2
+fi
+made=1 # or nearly so, if this is interrupted
+tpu create "$name" "--accelerator-type=${TPU_TYPE:-v6e-8}" \
+  "--version=${TPU_VERSION:-v2-alpha-tpuv6e}" ${TPU_SPOT:+--spot}
+
+run mkdir -p build
+run tar -czf build/ssl_music.tar.gz \
+  pyproject.toml constraints.txt README.md LICENSE ssl_music configs
+tpu scp --worker=all build/ssl_music.tar.gz "$name:"
+if [ "$data" ]; then
+  tpu scp --recurse --worker=all "$data" "$name:data"
+fi
+# The TPU's own Python is too old for jax: uv brings another.
+all 'mkdir -p ssl_music/workdir && tar -xzf ssl_music.tar.gz -C ssl_music'
+all "cd ssl_music && python3 -m pip install --quiet uv\
+ && python3 -m uv venv --python 3.12 .venv\
+ && python3 -m uv pip install --constraint constraints.txt --editable .[tpu]"
+if [ -d "$out" ]; then
+  run tar -czf build/workdir.tar.gz -C "$out" .
+  tpu scp --worker=all build/workdir.tar.gz "$name:"
+  all 'tar -xzf workdir.tar.gz -C ssl_music/workdir'
+fi
+began=1
+all "cd ssl_music && TFDS_DATA_DIR=~/data .venv/bin/python -m ssl_music.main\
+ --workdir=workdir $(line "$@")"
