@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from ssl_music import benchmark, sweep, workdir
+from ssl_music import benchmark, hosts, sweep, workdir
 from ssl_music.errors import InputError, report
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -19,6 +20,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run keeps its config, metrics and results."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first of several processes."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +37,22 @@ def main(argv: Sequence[str]) -> int:
       " --config=configs/contrastive.py --workdir=runs/contrastive"
     )
   logging.set_verbosity(logging.WARNING)
-  config, folder = _CONFIG.value, _WORKDIR.value
+  hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  return hosts.together(lambda: _run(_CONFIG.value, _WORKDIR.value))
+
+
+def _run(config: ConfigDict, folder: str) -> int:
+  """Runs the job or jobs, in one of several processes where there are."""
+  alone = not jax.distributed.is_initialized()
+  first = alone or hosts.is_first()
+  if not first:  # what there is to say, one says for all
+    logging.set_verbosity(logging.ERROR)
+  if not alone and (config.job != "pretrain" or "sweep" in config):
+    raise InputError(
+      f"{jax.process_count()} processes share one pre-training, and this is"
+      f" {'a sweep' if 'sweep' in config else f'the job {config.job}'}: run it"
+      " in a single process"
+    )
   if config.job == "benchmark":
     return benchmark.run(config, folder)
   if config.job not in sweep.JOBS:
@@ -45,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     sweep.JOBS[config.job](config, folder)
   except workdir.Stopped as stopped:
-    print(stopped, file=sys.stderr)
+    if first:
+      print(stopped, file=sys.stderr)
     return stopped.code
   return 0
 

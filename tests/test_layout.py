@@ -11,6 +11,7 @@ ROOMS = (
   {"errors", "lock", "metrics", "progress", "tagger"},
   {"results", "published", "page", "drawing"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
+  {"hosts"},
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},
