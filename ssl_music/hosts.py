@@ -5,10 +5,12 @@ here does anything in a run of a single process.
 """
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -32,8 +34,12 @@ _MEETING = 300  # s for all processes to begin
 _BEAT = 2  # s from one sign of life to the next
 # s without a sign of life after which a process counts as dead. It has to be
 # less than what JAX waits, which then ends a process without saying who died.
-_SILENCE = 30
+_SILENCE = 25
 _SILENCE_OF_JAX = 50
+_SO = (
+  ", so this one ends, too: the same command on all machines goes on from the"
+  " last save"
+)
 _GRACE = 10  # s to finish a save, when another process has failed
 _LONGEST = 24 * 3600  # s that one process may keep the others waiting
 
@@ -73,19 +79,15 @@ def start(coordinator: str | None, processes: int | None, process: int | None):
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   # SIGTERM is ours, see `agreement`.
   jax.config.update("jax_enable_preemption_service", False)
-  # JAX would abort with a stack trace.
-  alarm = threading.Timer(_MEETING, _give_up)
-  alarm.daemon = True
-  alarm.start()
+  _explain_aborts()
   jax.distributed.initialize(
     coordinator,
     processes,
     process,
     cluster_detection_method=cluster or "deactivate",
-    initialization_timeout=_MEETING + 60,
+    initialization_timeout=_MEETING,
     heartbeat_timeout_seconds=_SILENCE_OF_JAX,
   )
-  alarm.cancel()
 
 
 def is_first() -> bool:
@@ -170,7 +172,7 @@ def together(run: Callable[[], int | None]) -> int | None:
     if not isinstance(error, InputError):
       traceback.print_exc()
       text, code = f"{type(error).__name__}: {error}", 1
-    _tell(text, code)
+    _tell(jax.process_index(), text, code)
     failed.put(text)
     watch.join()  # which ends the process
     raise
@@ -207,19 +209,37 @@ def _detect() -> str | None:
   return None
 
 
-def _give_up() -> None:
-  print(
-    f"error: the processes have not met within {_MEETING} s: start the same"
-    " command on all machines, each with its --process, and let them reach"
-    " --coordinator",
-    file=sys.stderr,
-  )
+def _explain_aborts() -> None:
+  """Adds a clear word where JAX aborts the process.
+
+  It does where the coordinator is gone, or never comes, and lets nobody catch
+  it. Python's own signal handlers would come too late; this one runs within
+  abort(), in a thread of JAX's.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = [ctypes.c_int, _Handler]
+  libc.signal(signal.SIGABRT, _aborted)
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+@_Handler
+def _aborted(number: int) -> None:
+  del number
+  print(f"\nerror: JAX cannot reach another process{_SO}", file=sys.stderr)
   _leave(1)
 
 
-def _tell(text: str, code: int) -> None:
-  """Tells all processes that this one has failed, unless another has before."""
-  mine = {"process": jax.process_index(), "text": text, "code": code}
+def _tell(process: int | None, text: str, code: int) -> None:
+  """Tells all processes that one has failed, unless another has before.
+
+  Args:
+    process: which one; None where the text says so.
+    text: what it has failed of.
+    code: the exit code.
+  """
+  mine = {"process": process, "text": text, "code": code}
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     _client().key_value_set("ssl_music/failed", json.dumps(mine))
 
@@ -245,7 +265,8 @@ def _watch(failed: queue.SimpleQueue, ended: threading.Event) -> None:
       first = _failure(client)
     except jax.errors.JaxRuntimeError:
       if not ended.is_set():
-        _leave_alone("process 0 cannot be reached any more")
+        print(f"\nerror: process 0 cannot be reached{_SO}", file=sys.stderr)
+        _leave(1)
       return
     if first:
       _report(first, failed)
@@ -255,8 +276,8 @@ def _watch(failed: queue.SimpleQueue, ended: threading.Event) -> None:
       _leave(first["code"])
     now = time.monotonic()
     silent = [str(p) for p, (_, last) in seen.items() if now - last > _SILENCE]
-    if silent:
-      _leave_alone(f"process {' and '.join(silent)} has ended or hangs")
+    if silent:  # told as well, since some see it earlier than others
+      _tell(None, f"process {' and '.join(silent)} has ended or hangs{_SO}", 1)
 
 
 def _failure(client: Any) -> dict | None:
@@ -273,23 +294,15 @@ def _failure(client: Any) -> dict | None:
 def _report(first: dict, failed: queue.SimpleQueue) -> None:
   """Says what has failed: in this process, or in another one before."""
   if first["process"] == jax.process_index():
-    print(f"error: {first['text']}", file=sys.stderr)
+    print(f"\nerror: {first['text']}", file=sys.stderr)
     return
   mine = None
   with contextlib.suppress(queue.Empty):
     mine = failed.get(timeout=_GRACE)  # where all find the same, all finish
   if mine != first["text"]:  # which has been said
-    told = f"process {first['process']} has ended: {first['text']}"
-    print(f"error: {told}", file=sys.stderr)
-
-
-def _leave_alone(reason: str) -> NoReturn:
-  print(
-    f"error: {reason}, so process {jax.process_index()} ends, too: the same"
-    " command on all machines goes on from the last save",
-    file=sys.stderr,
-  )
-  _leave(1)
+    known = first["process"] is not None
+    who = f"process {first['process']} has ended: " if known else ""
+    print(f"\nerror: {who}{first['text']}", file=sys.stderr)
 
 
 def _leave(code: int) -> NoReturn:
