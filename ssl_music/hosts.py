@@ -165,14 +165,15 @@ def together(run: Callable[[], int | None]) -> int | None:
     code = run()
     barrier()
   except BaseException as error:
-    if is_lost(error):  # who has ended, and why, the watch will find out
+    lost = is_lost(error)
+    if lost:  # who has ended, and why, the watch will find out
       failed.put(None)
       watch.join(_SILENCE + 2 * _BEAT)
-    text, code = str(error), 2
-    if not isinstance(error, InputError):
-      traceback.print_exc()
-      text, code = f"{type(error).__name__}: {error}", 1
-    _tell(jax.process_index(), text, code)
+    known = isinstance(error, InputError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    told = _tell(jax.process_index(), text, 2 if known else 1)
+    if not known and (told or not lost):
+      traceback.print_exception(error)
     failed.put(text)
     watch.join()  # which ends the process
     raise
@@ -231,17 +232,22 @@ def _aborted(number: int) -> None:
   _leave(1)
 
 
-def _tell(process: int | None, text: str, code: int) -> None:
+def _tell(process: int | None, text: str, code: int) -> bool:
   """Tells all processes that one has failed, unless another has before.
 
   Args:
     process: which one; None where the text says so.
     text: what it has failed of.
     code: the exit code.
+
+  Returns:
+    whether it was the first to fail.
   """
   mine = {"process": process, "text": text, "code": code}
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     _client().key_value_set("ssl_music/failed", json.dumps(mine))
+    return True
+  return False
 
 
 def _watch(failed: queue.SimpleQueue, ended: threading.Event) -> None:

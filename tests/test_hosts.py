@@ -62,7 +62,7 @@ def alone(data_dir, tmp_path_factory):
 def environment(tmp_path_factory):
   """Of a plain machine: one device."""
   settings = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "1"}
-  settings.pop("XLA_FLAGS")
+  settings["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles soon
   settings["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("made"))
   settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
   return settings
