@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from ssl_music import hosts
 from ssl_music.errors import InputError
 
 _FOLDER = "checkpoints"
@@ -173,6 +174,8 @@ def _readable(path: Path) -> Iterator[None]:
   except InputError:
     raise
   except Exception as error:  # Orbax raises dozens of kinds for damaged files
+    if hosts.is_lost(error):
+      raise
     reason = str(error).strip().split("\n")[0][:200]
     raise InputError(
       f"unreadable checkpoint {path} ({type(error).__name__}: {reason}): delete"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_music import collapse, progress
+from ssl_music import collapse, hosts, progress
 from ssl_music.diagnostics import describe
 from ssl_music.errors import InputError
 
@@ -45,7 +45,11 @@ class Log:
     self._lengths = lengths
     self._segments = config.batch * (config.views + config.short_views)
     self._bar = progress.bar(
-      total=lengths["total"], initial=first, unit="step", desc="pre-train"
+      total=lengths["total"],
+      initial=first,
+      unit="step",
+      desc="pre-train",
+      disable=not hosts.is_first(),
     )
     self._metrics: list[dict] = []  # of each step since the last entry
     # Of each step since the last save on the grid; a resumed run has the means
@@ -129,7 +133,7 @@ class Log:
     self._bar.set_postfix_str(
       f"loss {entry['loss']:.3f}, {entry['segments_per_second']:.0f} segments/s"
     )
-    if self._verdict and not before:
+    if self._verdict and not before and hosts.is_first():
       # Not by the logger: Orbax's chatter is silenced there.
       self._bar.write(f"warning: {self._verdict}", file=sys.stderr)
     self._losses += losses

@@ -3,10 +3,19 @@
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ssl_music import benchmark, cluster, compiled, jobs, sweep, workdir
+from ssl_music import (
+  benchmark,
+  cluster,
+  compiled,
+  hosts,
+  jobs,
+  sweep,
+  workdir,
+)
 from ssl_music import config as defaults
 from ssl_music.errors import InputError, report
 
@@ -20,6 +29,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run keeps its config, metrics and results."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first of several processes."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 _EXECUTOR = flags.DEFINE_enum(
   "executor",
   "local",
@@ -51,18 +65,40 @@ def main(argv: Sequence[str]) -> int:
       f"no job {config.job!r}: set --config.job to one of"
       f" {', '.join((*sweep.JOBS, 'benchmark'))}"
     )
+  meeting = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   if config.job == "benchmark" or "sweep" in config:
+    if meeting != (None, None, None):
+      raise InputError(
+        "several processes share one pre-training, and this config is of"
+        " several jobs: leave --coordinator, --processes and --process away"
+      )
     return _run_several(config, folder)
   if _EXECUTOR.value != "local" or _DRY_RUN.value or _STATUS.value:
     raise InputError(
       "--executor, --dry-run and --status are for several jobs, and this config"
       " is of one: give it a grid, config.sweep = defaults.grid({'seed': (0,)})"
     )
+  hosts.start(*meeting)
+  return hosts.together(lambda: _run(config, folder))
+
+
+def _run(config: ConfigDict, folder: str) -> int:
+  """Runs a job, in one of several processes where there are."""
+  alone = not jax.distributed.is_initialized()
+  if not alone and config.job != "pretrain":
+    raise InputError(
+      f"{jax.process_count()} processes share one pre-training, and this is the"
+      f" job {config.job}: run it in a single process"
+    )
+  first = alone or hosts.is_first()
+  if not first:  # what there is to say, one says for all
+    logging.set_verbosity(logging.ERROR)
   compiled.keep()
   try:
     sweep.JOBS[config.job](config, folder)
   except workdir.Stopped as stopped:
-    print(stopped, file=sys.stderr)
+    if first:
+      print(stopped, file=sys.stderr)
     return stopped.code
   return 0
 

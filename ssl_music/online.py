@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import NearestNeighbors
 
-from ssl_music import encoder, features, metrics, parallel
+from ssl_music import encoder, features, hosts, metrics, parallel
 from ssl_music.config import check_numbers
 from ssl_music.data import demo, pipeline
 from ssl_music.data.segments import BLOCK
@@ -59,7 +59,9 @@ def prepare(
   online = config.online
   check_numbers(config, ["online.tracks", "online.segments"])
   try:
-    demo.ensure(online.data, config.data.data_dir)
+    hosts.first_then_others(
+      lambda: demo.ensure(online.data, config.data.data_dir)
+    )
     tracks = Tracks(online.data, SPLITS, config.data.data_dir)
   except InputError as error:  # which knows of the other data set's option
     raise InputError(
@@ -95,7 +97,7 @@ def prepare(
     # One after the other: the memory of several batches may not be there.
     vectors = np.concatenate(
       [
-        np.asarray(embed(variables, parallel.shard(part, mesh, 0)))
+        parallel.fetch(embed(variables, parallel.shard(part, mesh, 0)))
         for part in parts
       ]
     )[: len(where)]
@@ -240,16 +242,16 @@ def _read(
   compete with the readers of the training batches.
 
   Returns:
-    int16 arrays [batch, samples]; the last ends in silence that fills it up.
+    int16 arrays [batch, samples], of several processes this one's rows of
+    them; the last segment fills the last batch up.
   """
   count = math.ceil(len(where) / most)
-  # The smallest size of so many batches, not to embed more silence than need be
+  # The smallest size of so many batches, not to embed more than need be.
   batch = math.ceil(len(where) / count / mesh.size) * mesh.size
-  parts = list(
-    pipeline.iterate(
-      pipeline.segment_batches(tracks, where, seconds=seconds, batch=batch),
-      workers=0,
-    )
+  full = np.pad(where, [(0, count * batch - len(where)), (0, 0)], mode="edge")
+  mine = full.reshape(count, batch, 2)[:, parallel.rows(batch)]
+  size = mine.shape[1]
+  segments = pipeline.segment_batches(
+    tracks, mine.reshape(-1, 2), seconds=seconds, batch=size
   )
-  parts[-1] = np.pad(parts[-1], [(0, batch - len(parts[-1])), (0, 0)])
-  return parts
+  return list(pipeline.iterate(segments, workers=0))

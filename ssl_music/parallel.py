@@ -1,10 +1,12 @@
 """The mesh of all accelerators, and how a per-device step is mapped over it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_music.errors import InputError
@@ -13,8 +15,21 @@ AXIS = "batch"  # the name by which a step's collectives know the devices
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns the one-dimensional mesh of the devices; None means all."""
-  return Mesh(np.asarray(devices or jax.devices()), (AXIS,))
+  """Returns the one-dimensional mesh of the devices; None means all.
+
+  A process's devices stand together, so that its rows of a batch do.
+
+  Raises:
+    InputError: processes with different numbers of devices.
+  """
+  devices = sorted(devices or jax.devices(), key=lambda d: d.process_index)
+  counts = set(Counter(device.process_index for device in devices).values())
+  if len(counts) > 1:
+    raise InputError(
+      f"some processes have {min(counts)} devices and some {max(counts)}: run"
+      " on machines that are alike"
+    )
+  return Mesh(np.asarray(devices), (AXIS,))
 
 
 def map_step(
@@ -46,10 +61,11 @@ def map_step(
 
 
 def shard(batch: Any, mesh: Mesh, axis: int) -> Any:
-  """Puts a host's batch on the mesh, divided along one of its axes.
+  """Puts a batch on the mesh, divided along one of its axes.
 
   Args:
-    batch: an array, or a tree of arrays, of NumPy.
+    batch: an array, or a tree of arrays, of NumPy; of several processes, each
+      gives its `rows` of it.
     mesh: of `make_mesh`.
     axis: the axis to divide, of every array.
   """
@@ -58,6 +74,18 @@ def shard(batch: Any, mesh: Mesh, axis: int) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
+
+
+def rows(batch: int) -> slice:
+  """Returns the rows of a batch of this size that are this process's."""
+  share = batch // jax.process_count()
+  first = jax.process_index() * share
+  return slice(first, first + share)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+  """Returns all of an array, whatever devices of whatever process hold it."""
+  return multihost_utils.process_allgather(array, tiled=True)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ssl_music import (
   checkpoint,
   features,
+  hosts,
   online,
   optimizer,
   parallel,
@@ -67,7 +68,9 @@ def train(
   folder, settings = Path(folder), config.to_dict()
   mesh = parallel.make_mesh()
   check(config, mesh)
-  demo.ensure(config.data.name, config.data.data_dir)
+  hosts.first_then_others(
+    lambda: demo.ensure(config.data.name, config.data.data_dir)
+  )
   tracks = Tracks(config.data.name, config.data.splits, config.data.data_dir)
   task = PRETEXTS[config.pretext.name]
   if task.labels:
@@ -90,6 +93,8 @@ def train(
     labels=task.labels,
     batch=config.batch,
     seed=config.seed,
+    process=jax.process_index(),
+    processes=jax.process_count(),
   )
   probed = evaluate is not None or bool(config.online.data)
   lengths = _lengths(config, steps_per_epoch=len(batches), probed=probed)
@@ -112,6 +117,7 @@ def train(
   ):
     state = checkpoint.restore(saved, state) or state
     first, total = int(state["step"]), lengths["total"]
+    agree = hosts.agreement(mesh)
     source = pipeline.iterate(batches.repeat()[first:], config.data.workers)
     due = lambda name, done: lengths[name] and done % lengths[name] == 0
     with workdir.open_metrics(folder, first) as (entries, write):
@@ -121,7 +127,7 @@ def train(
           batch = parallel.shard(next(source), mesh, axis=1)
         state, metrics, seen = run_step(state, batch)
         log.step(metrics)
-        stop = stop_requested()
+        stop = agree(stop_requested())
         # What a signal asks for is off the grid, and no candidate for best.
         candidate = done == total or due("save_every", done)
         save = stop or candidate

@@ -9,6 +9,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from ssl_music import hosts
 from ssl_music.config import difference
 from ssl_music.errors import InputError
 from ssl_music.lock import hold
@@ -42,6 +43,8 @@ class Stopped(Exception):
 def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
   """Makes a workdir this process's; a new one gets `config.json`.
 
+  Of several processes, the first does so for all.
+
   Args:
     folder: the workdir.
     config: as a plain dict.
@@ -49,6 +52,9 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
   Raises:
     InputError: it holds a run of another config, or another process has it.
   """
+  if not hosts.is_first():
+    yield
+    return
   config = json.loads(json.dumps(config))  # tuples become lists, as in the file
   with hold(folder, "running in", "give another --workdir"):
     file = folder / "config.json"
@@ -111,11 +117,16 @@ def open_metrics(
     folder: the workdir.
     step: the number of steps done.
 
+  Of several processes, all read and the first writes.
+
   Yields:
     the entries so far, and write(step, values).
   """
   file = folder / "metrics.jsonl"
   entries = [entry for entry in read_metrics(folder) if entry["step"] <= step]
+  if not hosts.is_first():
+    yield entries, lambda step, values: None
+    return
   partial = folder / "metrics.jsonl.partial"
   partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
   partial.rename(file)

@@ -13,6 +13,7 @@ ROOMS = (
   {"results", "published", "page", "drawing", "vector_parts"},
   {"map_script", "map_page"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
+  {"hosts"},
   {"bootstrap", "config", "optimizer", "subsets"},
   {"models", "scoring", "figures", "appendix"},
   {"pretext", "data", "encoder", "checkpoint", "workdir", "log", "step"},

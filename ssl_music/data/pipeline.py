@@ -44,6 +44,8 @@ def pretraining_batches(
   short_views: int = 0,
   short_seconds: float = 2.0,
   labels: bool = False,
+  process: int = 0,
+  processes: int = 1,
 ) -> grain.MapDataset:
   """Builds the batches of an epoch, to be repeated and indexed by step.
 
@@ -69,10 +71,13 @@ def pretraining_batches(
     short_seconds: their length, a multiple of 0.1 s and at most `seconds`.
     labels: whether batches hold the tracks' tags. A track without any, as those
       of the split "unlabelled", is then one that no tag applies to.
+    process: of several, which one this is; it reads its rows of each batch and
+      no others, those of `parallel.rows`.
+    processes: their number, which divides the batch.
 
   Returns:
     A MapDataset of dicts; its length is the steps of an epoch. In all arrays
-    the second axis is the batch's:
+    the second axis is the batch's, of which a process has its part:
       "views": int16 [views, batch, samples].
       "short": int16 [short_views, batch, shorter samples]; if there are any.
       "labels": int8 [1, batch, tags], 0 or 1; if asked for.
@@ -131,13 +136,10 @@ def pretraining_batches(
     )
   draw = _Draw(tracks, length, distance, views, short, short_views)
   read = _ReadBatch(tracks, length, short, labels=labels)
-  return (
-    grain.MapDataset.source(usable)
-    .seed(seed)
-    .shuffle()
-    .random_map(draw)
-    .batch(batch, drop_remainder=True, batch_fn=read)
-  )
+  drawn = grain.MapDataset.source(usable).seed(seed).shuffle().random_map(draw)
+  # An epoch's whole batches, and of each the process's part.
+  whole = drawn[: len(usable) // batch * batch]
+  return whole.batch(batch // processes, batch_fn=read)[process::processes]
 
 
 def segment_batches(

@@ -247,3 +247,29 @@ def test_segments_for_embedding_come_in_order(tracks):
   for (track, start), segment in zip(where, np.concatenate(read), strict=True):
     expected = tracks.read(track, start * BLOCK, 16_000)
     np.testing.assert_array_equal(segment, expected)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_batches(tracks, processes, monkeypatch):
+  """Over epochs, one of which ends between two batches; nobody reads more."""
+  settings = SETTINGS | MULTI_CROP | {"batch": 16}  # of 24 tracks
+  whole = pipeline.pretraining_batches(tracks, **settings).repeat()
+  parts = [
+    pipeline.pretraining_batches(
+      tracks, **settings, process=process, processes=processes
+    )
+    for process in range(processes)
+  ]
+  assert {len(part) for part in parts} == {1}
+  for step in range(3):
+    mine = [part.repeat()[step] for part in parts]
+    joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *mine)
+    assert_same(joined, whole[step])
+  read, rows = [], tracks.read
+  monkeypatch.setattr(
+    type(tracks),
+    "read",
+    lambda self, track, *a: read.append(track) or rows(track, *a),
+  )
+  parts[1].repeat()[1]
+  assert len(set(read)) == 16 // processes
