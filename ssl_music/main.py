@@ -1,5 +1,6 @@
 """Runs a config: `python -m ssl_music.main --config=FILE --workdir=DIR`."""
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from ssl_music import (
   hosts,
   jobs,
   sweep,
+  train,
   workdir,
 )
 from ssl_music import config as defaults
@@ -47,6 +49,13 @@ _DRY_RUN = flags.DEFINE_bool(
 _STATUS = flags.DEFINE_bool(
   "status", False, "Only print how the jobs of a sweep or a benchmark stand."
 )
+_PROFILE = flags.DEFINE_integer(
+  "profile",
+  0,
+  "Trace so many steps of a pre-training into WORKDIR/profile, for TensorBoard"
+  " and Perfetto.",
+  lower_bound=0,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,7 +75,13 @@ def main(argv: Sequence[str]) -> int:
       f" {', '.join((*sweep.JOBS, 'benchmark'))}"
     )
   meeting = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-  if config.job == "benchmark" or "sweep" in config:
+  several = config.job == "benchmark" or "sweep" in config
+  if _PROFILE.value and (several or config.job != "pretrain"):
+    raise InputError(
+      "--profile is of a single pre-training, and this config is of something"
+      " else: give one of configs/, without a sweep"
+    )
+  if several:
     if meeting != (None, None, None):
       raise InputError(
         "several processes share one pre-training, and this config is of"
@@ -94,8 +109,11 @@ def _run(config: ConfigDict, folder: str) -> int:
   if not first:  # what there is to say, one says for all
     logging.set_verbosity(logging.ERROR)
   compiled.keep()
+  run = sweep.JOBS[config.job]
+  if _PROFILE.value:
+    run = functools.partial(train.train, profile=_PROFILE.value)
   try:
-    sweep.JOBS[config.job](config, folder)
+    run(config, folder)
   except workdir.Stopped as stopped:
     if first:
       print(stopped, file=sys.stderr)

@@ -31,6 +31,7 @@ from ssl_music.log import Log
 from ssl_music.models.frontend import frames
 from ssl_music.parallel import AXIS
 from ssl_music.pretext import PRETEXTS
+from ssl_music.trace import trace
 
 # Durations that every run has, and those of which 0 means "none".
 _LENGTHS = ("total", "save_every", "log_every")
@@ -43,6 +44,7 @@ def train(
   *,
   backbone: Mapping[str, Any] | None = None,
   evaluate: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
+  profile: int = 0,
 ) -> step.State:
   """Pre-trains an encoder; a workdir that holds a run is resumed.
 
@@ -56,6 +58,7 @@ def train(
       {"backbone", "head"}, it returns what to log; by its "validation_map" the
       best checkpoint is chosen. None is the probe that `config.online` names,
       if any.
+    profile: how many steps to trace, see `trace`.
 
   Returns:
     the final state.
@@ -120,12 +123,17 @@ def train(
     agree = hosts.agreement(mesh)
     source = pipeline.iterate(batches.repeat()[first:], config.data.workers)
     due = lambda name, done: lengths[name] and done % lengths[name] == 0
-    with workdir.open_metrics(folder, first) as (entries, write):
+    with (
+      workdir.open_metrics(folder, first) as (entries, write),
+      trace(folder, profile) as before_step,
+    ):
       log = Log(config, rates, entries, write, first, lengths)
       for done in range(first + 1, total + 1):
-        with log.timing("waiting_for_data"):
-          batch = parallel.shard(next(source), mesh, axis=1)
-        state, metrics, seen = run_step(state, batch)
+        before_step(state)
+        with jax.profiler.StepTraceAnnotation("step", step_num=done):
+          with log.timing("waiting_for_data"):
+            batch = parallel.shard(next(source), mesh, axis=1)
+          state, metrics, seen = run_step(state, batch)
         log.step(metrics)
         stop = agree(stop_requested())
         # What a signal asks for is off the grid, and no candidate for best.

@@ -1,3 +1,4 @@
+import gzip
 import json
 import signal
 
@@ -61,6 +62,16 @@ def test_leaves_metrics_events_and_checkpoints(unbroken):
   saved = workdir.read_config(folder)
   assert len(saved["data"].pop("fingerprint")) == 12
   assert saved == json.loads(json.dumps(config.to_dict()))
+
+
+def test_a_profile_is_of_some_steps_and_changes_nothing(unbroken, tmp_path):
+  config, _, state = unbroken
+  assert_same(jax.device_get(train.train(config, tmp_path, profile=3)), state)
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))  # TensorBoard's
+  (file,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+  events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+  steps = [e["args"]["step_num"] for e in events if e.get("name") == "step"]
+  assert sorted(map(int, steps)) == [3, 4, 5]
 
 
 def test_a_finished_run_is_not_run_again(unbroken):
