@@ -277,8 +277,9 @@ def _watch(failed: queue.SimpleQueue, ended: threading.Event) -> None:
     if first:
       _report(first, failed)
       with contextlib.suppress(jax.errors.JaxRuntimeError):
-        # The coordinator is to be there until all have read it.
-        client.wait_at_barrier("ssl_music/left", _GRACE * 1000)
+        # The coordinator is to be there until all have read it, and those that
+        # are busy come here a grace later than the first.
+        client.wait_at_barrier("ssl_music/left", 2 * _GRACE * 1000)
       _leave(first["code"])
     now = time.monotonic()
     silent = [str(p) for p, (_, last) in seen.items() if now - last > _SILENCE]
