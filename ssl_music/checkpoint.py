@@ -37,7 +37,8 @@ def open_run(
   the best, and with it what a killed run goes on from.)
   """
   # Orbax tells every move, and with a traceback what it will also raise.
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   keep = checkpoint_managers.AnyPreservationPolicy(
     [
       checkpoint_managers.LatestN(1),
