@@ -87,7 +87,7 @@ def moment(run, process, rng):
 
 
 def kill(run, rng):
-  process = start(run)
+  process = start(run, f"--config.data.workers={rng.randrange(3)}")
   if rng.random() < 0.3:  # before anything is trained
     time.sleep(rng.uniform(0, 8))
   else:
@@ -151,8 +151,8 @@ def damage_shard(run, rng):
 def kill_worker(run, rng):
   process = start(run, "--config.data.workers=2")
   if moment(run, process, rng):
-    for child in rng.sample(workers(process.pid), 1):
-      os.kill(child, signal.SIGKILL)
+    readers = [pid for pid in left(run) if "spawn_main" in command(pid)]
+    os.kill(rng.choice(sorted(readers)), signal.SIGKILL)
   return process, r"error: a process that reads the data was killed"
 
 
@@ -198,39 +198,27 @@ def damage(file, rng, *, cut, every=None):
       opened.write(bytes([byte ^ 1 << rng.randrange(8)]))
 
 
-def workers(parent):
-  """The processes that read for another one."""
+def left(run):
+  """The processes of a run that have not ended; its cache names them."""
   found = []
-  for folder in Path("/proc").glob("[0-9]*"):
+  for file in Path("/proc").glob("[0-9]*/environ"):
     try:
-      status = (folder / "stat").read_text().rpartition(") ")[2].split()
-      command = (folder / "cmdline").read_text()
-    except OSError:  # it has ended
+      if f"={run['cache']}\0" in file.read_text(errors="replace"):
+        found.append(int(file.parent.name))
+    except OSError:  # it has ended, or is another user's
       continue
-    if int(status[1]) == parent and "spawn_main" in command:
-      found.append(int(folder.name))
-  return sorted(found)
+  return found
 
 
-def alive(processes):
-  """Those that go on, zombies not counted."""
-  gone = lambda pid: not Path(f"/proc/{pid}/cmdline").exists()
-  return [pid for pid in processes if not gone(pid) and _command(pid)]
-
-
-def _command(pid):
-  try:
-    return Path(f"/proc/{pid}/cmdline").read_text()
-  except OSError:
-    return ""
+def command(pid):
+  """The command line of a process that goes on."""
+  return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def one_fault(run, name, rng):
   """Has one fault; returns what it counts, and what was wrong."""
   wrong, before = [], max(saves(run), default=0)
-  children = []
   process, words = FAULTS[name](run, rng)
-  children = workers(process.pid)
   try:
     process.wait(LIMIT)
   except subprocess.TimeoutExpired:
@@ -238,10 +226,11 @@ def one_fault(run, name, rng):
     process.kill()
     process.wait()
   deadline = time.monotonic() + 20
-  while alive(children) and time.monotonic() < deadline:
+  while left(run) and time.monotonic() < deadline:
     time.sleep(0.1)
-  if alive(children):
-    wrong.append("its workers go on without it")
+  for orphan in left(run):
+    wrong.append("a process that it has started goes on without it")
+    os.kill(orphan, signal.SIGKILL)
   said = run["said"].read_text().replace("\r", "\n")
   silent = process.returncode in (0, -signal.SIGKILL, -signal.SIGTERM)
   clear = bool(words and re.search(f"^({words})", said, re.M))
