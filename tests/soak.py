@@ -151,8 +151,8 @@ def damage_shard(run, rng):
 def kill_worker(run, rng):
   process = start(run, "--config.data.workers=2")
   if moment(run, process, rng):
-    readers = [pid for pid in left(run) if "spawn_main" in command(pid)]
-    os.kill(rng.choice(sorted(readers)), signal.SIGKILL)
+    for reader in left(run, "spawn_main")[:1]:
+      os.kill(reader, signal.SIGKILL)
   return process, r"error: a process that reads the data was killed"
 
 
@@ -198,21 +198,18 @@ def damage(file, rng, *, cut, every=None):
       opened.write(bytes([byte ^ 1 << rng.randrange(8)]))
 
 
-def left(run):
-  """The processes of a run that have not ended; its cache names them."""
+def left(run, words=""):
+  """The processes of a run that go on, of a command with certain words."""
   found = []
-  for file in Path("/proc").glob("[0-9]*/environ"):
+  for process in Path("/proc").glob("[0-9]*"):
     try:
-      if f"={run['cache']}\0" in file.read_text(errors="replace"):
-        found.append(int(file.parent.name))
-    except OSError:  # it has ended, or is another user's
+      # They have inherited the cache's folder, which no others have.
+      ours = f"={run['cache']}\0" in (process / "environ").read_text()
+      if ours and words in (process / "cmdline").read_text():
+        found.append(int(process.name))
+    except (OSError, UnicodeError):  # it has ended, or is somebody else's
       continue
   return found
-
-
-def command(pid):
-  """The command line of a process that goes on."""
-  return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def one_fault(run, name, rng):
