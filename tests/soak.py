@@ -9,6 +9,7 @@ and the next one goes on from the last save. Exit code 1 if any of it failed.
 
 import argparse
 import collections
+import contextlib
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -33,7 +35,7 @@ LIMIT = 120  # s for a process to begin, and to end after a fault
 
 
 def start(run, *more):
-  """Starts the command; what it says goes to a file, so that it never waits."""
+  """Starts the command; what it says goes to a file."""
   command = [sys.executable, "-m", "ssl_music.main"]
   command += ["--config=configs/contrastive.py", f"--workdir={run['folder']}"]
   command += [*PRETRAIN, "--config.data.name=tiny", *more]
@@ -45,10 +47,25 @@ def start(run, *more):
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
   }
   environment.pop("XLA_FLAGS", None)
-  with run["said"].open("w") as said:
-    return subprocess.Popen(
-      command, cwd=ROOT, env=environment, stdout=said, stderr=said
-    )
+  process = subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+  run["said"].write_bytes(b"")
+  # By a pipe, which neither a full disk nor a limit of file size closes.
+  arguments = process.stdout, run["said"]
+  run["listener"] = threading.Thread(target=listen, args=arguments)
+  run["listener"].start()
+  return process
+
+
+def listen(source, said):
+  with source, said.open("ab", buffering=0) as file:
+    while data := source.read1():
+      file.write(data)
 
 
 def saves(run):
@@ -131,11 +148,12 @@ def fill_disk(run, rng):
   """The disk is full but for a rest."""
   process = start(run)
   moment(run, process, rng)
-  filler = run["disk"] / "filler"
-  rest = rng.choice((0, 4_096, 100_000, 400_000))
-  with filler.open("wb") as file:
-    size = shutil.disk_usage(run["disk"]).free - rest
-    os.posix_fallocate(file.fileno(), 0, max(size, 1))
+  with (run["disk"] / "filler").open("wb", buffering=0) as file:
+    with contextlib.suppress(OSError):
+      while file.write(bytes(4_096)):
+        pass
+    rest = rng.choice((0, 4_096, 100_000, 400_000))
+    file.truncate(max(file.tell() - rest, 0))
   return process, FULL
 
 
@@ -228,6 +246,7 @@ def one_fault(run, name, rng):
   for orphan in left(run):
     wrong.append("a process that it has started goes on without it")
     os.kill(orphan, signal.SIGKILL)
+  run["listener"].join()
   said = run["said"].read_text().replace("\r", "\n")
   silent = process.returncode in (0, -signal.SIGKILL, -signal.SIGTERM)
   clear = bool(words and re.search(f"^({words})", said, re.M))
@@ -282,6 +301,7 @@ def undisturbed(run):
   """Runs the rest; returns what `one_fault` does."""
   before, process = max(saves(run), default=0), start(run)
   ended = process.wait()
+  run["listener"].join()
   good = ended == 0 and resumed(run) == before
   return {"began": True}, [] if good else [run["said"].read_text()[-3000:]]
 
