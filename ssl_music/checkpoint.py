@@ -1,8 +1,11 @@
 """Checkpoints of a run; the only file that knows Orbax."""
 
 import contextlib
+import errno
 import logging
 import math
+import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from ssl_music import hosts
 from ssl_music.errors import InputError
 
 _FOLDER = "checkpoints"
+_CHECKSUMS = "checksums"
 _NETWORKS = ("student", "teacher")
 
 
@@ -32,7 +36,9 @@ def open_run(
   `max_to_keep` with `best_fn` would delete the latest where it is not among
   the best, and with it what a killed run goes on from.)
   """
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every move
+  # Orbax tells every move, and with a traceback what it will also raise.
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   keep = checkpoint_managers.AnyPreservationPolicy(
     [
       checkpoint_managers.LatestN(1),
@@ -50,8 +56,11 @@ def open_run(
   folder = Path(workdir).absolute() / _FOLDER
   with _readable(folder):
     manager = ocp.CheckpointManager(folder, options=options)
-  with manager:
+  try:
     yield manager
+  finally:
+    with _written(folder):
+      manager.close()
 
 
 def save(
@@ -71,12 +80,21 @@ def save(
     state: a tree of arrays.
     metrics: with "validation_map" or "loss" or both; None keeps the checkpoint
       out of the choice of the best, and so does a number that is not finite.
+
+  Raises:
+    InputError: it, or the save before it, cannot be written.
   """
   if metrics is not None:
     metrics = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(_quality(metrics)):
       metrics = None
-  manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+  with _written(Path(manager.directory)):
+    manager.save(
+      step,
+      args=ocp.args.StandardSave(state),
+      metrics=metrics,
+      custom_metadata={_CHECKSUMS: _checksums(state)},
+    )
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
@@ -93,7 +111,9 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
     return None
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
   with _readable(Path(manager.directory) / str(step)):
-    return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    restored = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    _check(_checksums(restored), _saved_checksums(manager, step))
+    return restored
 
 
 def load(
@@ -120,12 +140,14 @@ def load(
       f"no network {network!r}: set --config.network to one of"
       f" {', '.join(_NETWORKS)}"
     )
-  steps, chosen = [], None
+  steps, chosen, expected = [], None, {}
   if folder.is_dir():
     with open_run(workdir, read_only=True) as manager:
       steps = sorted(manager.all_steps())
       named = {"latest": manager.latest_step, "best": manager.best_step}
       chosen = named.get(which, lambda: which)()
+      if chosen in steps:
+        expected = _saved_checksums(manager, chosen)
   if str(chosen) not in map(str, steps):
     raise InputError(
       f"no checkpoint {which!r} in {workdir} (steps there:"
@@ -157,6 +179,7 @@ def load(
       wanted, restore_args=as_numpy, partial_restore=True
     )
     restored = checkpointer.restore(path, arguments)
+    _check(_checksums(restored), expected)
     return int(chosen), restored["teacher"] if teacher else restored
 
 
@@ -165,6 +188,50 @@ def _quality(metrics: Mapping[str, float]) -> float:
   if "validation_map" in metrics:
     return metrics["validation_map"]
   return -metrics["loss"]
+
+
+def _checksums(state: Mapping[str, Any]) -> dict[str, int]:
+  """Returns a CRC-32 of each part of a state, such as its "params".
+
+  Orbax has none of the arrays' bytes: what rots on a disk would be read as if
+  it had been learnt.
+  """
+  sums = {}
+  for part, tree in state.items():
+    sums[part] = 0
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+      data = np.ascontiguousarray(leaf).view(np.uint8)
+      sums[part] = zlib.crc32(data, sums[part])
+  return sums
+
+
+def _saved_checksums(manager: ocp.CheckpointManager, step: int) -> dict:
+  """Returns those of a checkpoint; none of one from before they were kept."""
+  return (manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS, {})
+
+
+def _check(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
+  wrong = [
+    part for part in found if found[part] != expected.get(part, found[part])
+  ]
+  if wrong:
+    raise ValueError(f"its {' and '.join(wrong)} are not what was saved")
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Orbax has no kind of its own for a full disk
+    if hosts.is_lost(error):
+      raise
+    words = map(os.strerror, errno.errorcode)
+    known = (word for word in words if word in str(error))
+    reason = next(known, f"{type(error).__name__}: {str(error)[:200]}")
+    raise InputError(
+      f"cannot save a checkpoint to {folder} ({reason}): free some space there;"
+      " the same command then goes on from the last save"
+    ) from error
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ def report(command: Callable[[], int | None]) -> None:
     code = command()
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
+    # What a library has left unfinished complains when it is thrown away.
+    sys.unraisablehook = lambda _: None
     code = 2
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)

@@ -74,6 +74,12 @@ class Log:
     yield
     self._times[name] += time.perf_counter() - began
 
+  def __enter__(self) -> "Log":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._bar.close()  # what is said next has a line of its own
+
   def step(self, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step."""
     # One step is queued while another runs; more would only hide their speed.

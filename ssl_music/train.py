@@ -126,8 +126,8 @@ def train(
     with (
       workdir.open_metrics(folder, first) as (entries, write),
       trace(folder, profile) as before_step,
+      Log(config, rates, entries, write, first, lengths) as log,
     ):
-      log = Log(config, rates, entries, write, first, lengths)
       for done in range(first + 1, total + 1):
         before_step(state)
         with jax.profiler.StepTraceAnnotation("step", step_num=done):

@@ -1,13 +1,17 @@
 """What a run leaves in its workdir, and who may write there."""
 
 import contextlib
+import errno
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from ssl_music import hosts
 from ssl_music.config import difference
@@ -22,6 +26,7 @@ FREE = (
   "log_every_",
   "on_collapse",
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stopped(Exception):
@@ -73,8 +78,9 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
         )
     else:
       partial = folder / "config.json.partial"
-      partial.write_text(json.dumps(config, indent=2) + "\n")
-      partial.rename(file)
+      with _room(folder):
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+        partial.rename(file)
     yield
 
 
@@ -121,6 +127,9 @@ def open_metrics(
 
   Yields:
     the entries so far, and write(step, values).
+
+  Raises:
+    InputError: the disk is full.
   """
   file = folder / "metrics.jsonl"
   entries = [entry for entry in read_metrics(folder) if entry["step"] <= step]
@@ -128,20 +137,42 @@ def open_metrics(
     yield entries, lambda step, values: None
     return
   partial = folder / "metrics.jsonl.partial"
-  partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-  partial.rename(file)
-  with (
-    file.open("a", buffering=1) as jsonl,
-    SummaryWriter(str(folder), purge_step=step + 1) as events,
-  ):
+  with _room(folder):
+    partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    partial.rename(file)
+    with (
+      file.open("a", buffering=1) as jsonl,
+      # Not SummaryWriter: its thread dies of a full disk, and those that have
+      # something to write then wait for it for ever.
+      contextlib.closing(EventsWriter(str(folder / "events"))) as events,
+    ):
+      start = SessionLog(status=SessionLog.START)
+      events.write_event(Event(step=step + 1, session_log=start))
 
-    def write(step: int, values: Mapping[str, float]) -> None:
-      values = {name: float(value) for name, value in sorted(values.items())}
-      jsonl.write(json.dumps({"step": step} | values) + "\n")
-      for name, value in values.items():
-        events.add_scalar(name, value, step)
+      def write(step: int, values: Mapping[str, float]) -> None:
+        values = {name: float(value) for name, value in sorted(values.items())}
+        jsonl.write(json.dumps({"step": step} | values) + "\n")
+        now = time.time()
+        for name, value in values.items():
+          summary = scalar(name, value)
+          events.write_event(Event(wall_time=now, step=step, summary=summary))
+        events.flush()
 
-    yield entries, write
+      yield entries, write
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+  """Explains a full disk."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _NO_ROOM:
+      raise
+    raise InputError(
+      f"cannot write to {folder} ({error.strerror}): free some space there; the"
+      " same command then goes on from the last save"
+    ) from error
 
 
 @contextlib.contextmanager

@@ -1,3 +1,5 @@
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,6 +180,44 @@ def test_damaged_checkpoints_are_explained(run):
     pytest.raises(InputError, match="unreadable checkpoint"),
   ):
     checkpoint.restore(manager, state(0))
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+  # Among an array's bytes, of which Orbax keeps no checksum.
+  rng = np.random.default_rng(0)
+  noise = {"kernel": rng.standard_normal(4096).astype(np.float32)}
+  saved = state(1) | {"params": {"backbone": noise}}
+  with checkpoint.open_run(tmp_path) as manager:
+    checkpoint.save(manager, 1, saved, {"loss": 1.0})
+  files = (tmp_path / "checkpoints" / "1").rglob("*")
+  file = max(files, key=lambda file: file.stat().st_size)
+  whole = bytearray(file.read_bytes())
+  whole[len(whole) // 2] ^= 1
+  file.write_bytes(whole)
+  with pytest.raises(InputError, match="its params are not what was saved"):
+    checkpoint.load(tmp_path)
+  with (
+    checkpoint.open_run(tmp_path) as manager,
+    pytest.raises(InputError, match="its params are not what was saved"),
+  ):
+    checkpoint.restore(manager, saved)
+
+
+def test_a_full_disk_is_explained(tmp_path):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with (
+    pytest.raises(InputError, match=r"cannot save .*File too large.*free"),
+    checkpoint.open_run(tmp_path) as manager,
+  ):
+    checkpoint.save(manager, 1, state(1), {"loss": 1.0})
+    manager.wait_until_finished()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+      checkpoint.save(manager, 2, state(2), {"loss": 1.0})
+      checkpoint.save(manager, 3, state(3), {"loss": 1.0})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert checkpoint.load(tmp_path)[0] == 1
 
 
 def test_reading_does_not_disturb_a_save_in_progress(run):

@@ -173,7 +173,8 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
       is enough as long as the device is the bottleneck.
 
   Returns:
-    An iterator over the elements, arrays or dicts of arrays.
+    An iterator over the elements, arrays or dicts of arrays. It raises an
+    InputError where a shard is damaged, or where a worker is killed.
   """
   if not workers:
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -182,7 +183,21 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
   processes = grain.MultiprocessingOptions(
     num_workers=workers, per_worker_buffer_size=2
   )
-  return iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
+  return _survived(dataset.to_iter_dataset(options).mp_prefetch(processes))
+
+
+def _survived(batches: grain.IterDataset) -> Iterator[Any]:
+  """Iterates; says clearly where a worker process has been killed."""
+  try:
+    yield from batches
+  except RuntimeError as error:  # Grain has no kind of its own for it
+    if "Worker process was terminated" not in str(error):
+      raise
+    raise InputError(
+      "a process that reads the data was killed, perhaps for want of memory:"
+      " start again, a training goes on from its last save; fewer of them, or"
+      " none with --config.data.workers=0, need less memory"
+    ) from error
 
 
 def _allowed(tracks: Tracks, track: int, length: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ssl_music.data.shards import Shard
+from ssl_music.errors import InputError
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
@@ -97,15 +98,32 @@ class Reader:
       split: the name of one of its splits.
     """
     info = tfds.builder_from_directory(folder).info
-    self._source = ArrayRecordDataSource(info.splits[split].file_instructions)
+    self._files = info.splits[split].file_instructions
+    self._source = ArrayRecordDataSource(self._files)
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __call__(self, record: int) -> np.ndarray:
-    """Returns a record's audio, int16 [samples], not writable."""
+    """Returns a record's audio, int16 [samples], not writable.
+
+    Raises:
+      InputError: its file is damaged or missing.
+    """
     # One by one: for so few, asking for all at once only starts threads.
-    return decode(self._source[record])
+    try:
+      return decode(self._source[record])
+    except (IndexError, OSError, RuntimeError, ValueError) as error:
+      reason = str(error).split("\n")[0]
+      raise InputError(
+        f"cannot read record {record} from {self._file(record)} ({reason}):"
+        " restore that file, or prepare the data set again"
+      ) from error
+
+  def _file(self, record: int) -> str:
+    """Returns the shard that holds a record."""
+    ends = np.cumsum([file.examples_in_shard for file in self._files])
+    return str(self._files[np.searchsorted(ends, record, "right")].filename)
 
 
 def decode(record: bytes) -> np.ndarray:

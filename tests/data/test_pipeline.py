@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 
 import jax
 import numpy as np
@@ -273,3 +274,14 @@ def test_processes_share_batches(tracks, processes, monkeypatch):
   )
   parts[1].repeat()[1]
   assert len(set(read)) == 16 // processes
+
+
+def test_a_killed_worker_is_explained(batches):
+  before = set(multiprocessing.active_children())
+  source = pipeline.iterate(batches.repeat(), 1)
+  next(source)
+  (worker,) = set(multiprocessing.active_children()) - before
+  worker.kill()
+  with pytest.raises(InputError, match=r"was killed.*--config.data.workers=0"):
+    for _ in range(100):
+      next(source)

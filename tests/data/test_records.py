@@ -1,6 +1,7 @@
 import errno
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 import weakref
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ssl_music.data import records, shards
+from ssl_music.errors import InputError
 
 TAGS = ["loud", "quiet"]
 # The shards' names, and their first and last examples.
@@ -169,3 +171,19 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert caught.value.errno == errno.EFBIG
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path):
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  (file,) = tmp_path.glob("*train.array_record-00001")  # of records 4 to 7
+  whole = file.read_bytes()
+  flipped = bytes(byte ^ 1 for byte in whole)
+  for content in (flipped, whole[: len(whole) // 2], b"", None):
+    file.unlink()
+    if content is not None:
+      file.write_bytes(content)
+    reader = records.Reader(tmp_path, "train")
+    reader(3)
+    with pytest.raises(InputError, match=rf"record 4 from {file} .*restore"):
+      reader(4)
+    file.write_bytes(whole)
