@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from benchmarks import start_parts
 from ssl_music.data import demo
 
 _PRESET = flags.DEFINE_enum("preset", "paper", ("laptop", "paper"), "Of what.")
@@ -62,13 +63,6 @@ def start(arguments: list[str], cache: Path | None) -> dict[str, list[float]]:
   return json.loads(lines[-1])
 
 
-def durations(ends: dict[str, list[float]]) -> dict[str, np.ndarray]:
-  """Turns the ends of parts into their durations, and adds that of all."""
-  times = np.array([[0.0, 0.0], *ends.values()])
-  found = dict(zip(ends, np.diff(times, axis=0), strict=True))
-  return found | {"all": times[-1]}
-
-
 def measure(data_dir: str) -> dict[str, list[dict[str, np.ndarray]]]:
   """Starts each kind so many times; returns the durations of their parts."""
   found = {kind: [] for kind in KINDS}
@@ -86,7 +80,7 @@ def measure(data_dir: str) -> dict[str, list[dict[str, np.ndarray]]]:
             f"--workdir={folder}/{kind}",
           ]
         cache = None if kind == "plain" else Path(folder) / "compiled"
-        found[kind].append(durations(start(arguments, cache)))
+        found[kind].append(start_parts.durations(start(arguments, cache)))
   return found
 
 

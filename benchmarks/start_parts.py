@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 # The parent's clock when it started this process; imports count from there.
 BEGAN = float(os.environ.get("BENCHMARK_BEGAN", time.time()))
 _ends: dict[str, tuple[float, float]] = {}
@@ -27,6 +29,13 @@ def end(part: str) -> None:
 def report() -> None:
   """Prints when each part has ended."""
   print(json.dumps(_ends), flush=True)
+
+
+def durations(ends: dict[str, list[float]]) -> dict[str, np.ndarray]:
+  """Turns the ends of parts into their durations, and adds that of all."""
+  times = np.array([[0.0, 0.0], *ends.values()])
+  found = dict(zip(ends, np.diff(times, axis=0), strict=True))
+  return found | {"all": times[-1]}
 
 
 class Timed:
@@ -92,7 +101,6 @@ def plain(preset: str, batch: int) -> None:
 
   import jax
   import jax.numpy as jnp
-  import numpy as np
   import optax
 
   from ssl_music import encoder
