@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_music import finetune, jobs, probe, report, sweep, train
+from ssl_music import finetune, jobs, probe, sweep, train
 from ssl_music.config import check_numbers
 from ssl_music.data import demo
 from ssl_music.data.tracks import Tracks
@@ -259,6 +259,9 @@ def _check_complete(probing: ConfigDict, test: Tracks) -> None:
 
 def _report(folder: Path) -> None:
   """Writes the report of what there is, also where some jobs have failed."""
+  # Not at the top: it draws, and other jobs start sooner without.
+  from ssl_music import report
+
   if any((folder / "probe").glob("*/*/scores.json")):
     report.write([folder], folder / "report")
     print(f"report: {folder / 'report' / report.PAGE}")

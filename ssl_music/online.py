@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
-from sklearn.linear_model import RidgeCV
-from sklearn.neighbors import NearestNeighbors
 
 from ssl_music import encoder, features, hosts, metrics, parallel
 from ssl_music.config import check_numbers
@@ -168,6 +166,9 @@ def ridge(x: np.ndarray, labels: np.ndarray, other: np.ndarray) -> np.ndarray:
   Returns:
     float64 [M, T].
   """
+  # Not at the top: a training without a probe starts a second earlier.
+  from sklearn.linear_model import RidgeCV
+
   fitted = RidgeCV(alphas=ALPHAS).fit(x, labels.astype(np.float64))
   return fitted.predict(other).reshape(len(other), -1)  # of one tag, it is [M]
 
@@ -188,6 +189,8 @@ def neighbours(
   Returns:
     float64 [M, T] in [0, 1]; 0 where no neighbour is similar.
   """
+  from sklearn.neighbors import NearestNeighbors  # as in `ridge`
+
   search = NearestNeighbors(
     n_neighbors=min(NEIGHBOURS, len(x)), algorithm="brute", metric="cosine"
   )

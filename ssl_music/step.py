@@ -41,11 +41,12 @@ def init_state(
   head, predictor = encoder.head(config), encoder.predictor(config)
 
   # Optimising a program that runs once, and that has a random generator for
-  # every shape of weight, would take longer than the step's compilation.
+  # every shape of weight, would take longer than the step's compilation. All of
+  # it is one program, since each shape of zeros would be one of its own.
   @functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
   )
-  def init():
+  def init(backbone):
     mel = encoder.spectrogram(config, jnp.zeros((2, samples)))
     features = jnp.zeros((2, config["model"]["output"]))
     made = {
@@ -56,31 +57,30 @@ def init_state(
       key = jax.random.fold_in(keys[1], 1)
       projection = jnp.zeros((2, head.sizes[-1]))
       made["predictor"] = predictor.init(key, projection, train=True)
-    return made
-
-  made = init()
-  if backbone:  # copies, since the step donates the state
-    made["backbone"] = jax.tree.map(jnp.array, dict(backbone))
-  networks = {
-    kind: {name: variables.get(kind, {}) for name, variables in made.items()}
-    for kind in KINDS
-  }
-  state = {
-    "step": jnp.zeros((), jnp.int32),
-    **networks,
-    "opt_state": optimizer.init(networks["params"]),
-  }
-  if task.follows:
-    # Copies: the step donates the state, and no buffer can be given twice.
-    state["teacher"] = {
-      kind: {
-        name: jax.tree.map(jnp.copy, networks[kind][name]) for name in TEACHER
-      }
+    if backbone:  # copies, since the step donates the state
+      made["backbone"] = jax.tree.map(jnp.copy, backbone)
+    networks = {
+      kind: {name: variables.get(kind, {}) for name, variables in made.items()}
       for kind in KINDS
     }
-  if task.init_memory:
-    state["memory"] = task.init_memory(config["pretext"])
-  return state
+    state = {
+      "step": jnp.zeros((), jnp.int32),
+      **networks,
+      "opt_state": optimizer.init(networks["params"]),
+    }
+    if task.follows:
+      # Copies: the step donates the state, and no buffer can be given twice.
+      state["teacher"] = {
+        kind: {
+          name: jax.tree.map(jnp.copy, networks[kind][name]) for name in TEACHER
+        }
+        for kind in KINDS
+      }
+    if task.init_memory:
+      state["memory"] = task.init_memory(config["pretext"])
+    return state
+
+  return init(dict(backbone) if backbone else None)
 
 
 def teacher_schedules(

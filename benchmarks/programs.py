@@ -1,0 +1,177 @@
+"""Compiles steps without running them, and reads what they send and hold."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_music import optimizer, parallel, step
+from ssl_music.data import audio
+from ssl_music.parallel import AXIS
+from ssl_music.pretext import PRETEXTS
+
+# Of the schedules, which change no shape.
+LENGTHS = {"warmup": 10, "total": 1000, "temperature_warmup": 50}
+KINDS = ("all-gather", "reduce-scatter", "all-reduce")
+# Quicker code generation; what is sent and held is the same.
+_QUICK = {"xla_backend_optimization_level": 0}
+_BITS = re.compile(r"\d+")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(
+  r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all"
+  r"|collective-permute|collective-broadcast)(?P<start>-start)?\("
+)
+
+
+class Collective(NamedTuple):
+  """A collective of a program, as one device sees it.
+
+  Attributes:
+    kind: one of `KINDS`.
+    payload: bytes of all devices' results together for an all-gather, of what
+      goes in for a reduce-scatter, of the sum for an all-reduce.
+  """
+
+  kind: str
+  payload: int
+
+  def sent(self, devices: int) -> float:
+    """Returns the bytes a device sends, by the ring algorithms."""
+    times = 2 if self.kind == "all-reduce" else 1
+    return times * self.payload * (devices - 1) / devices
+
+
+def collectives(program: str, devices: int) -> list[Collective]:
+  """Returns the collectives of a compiled program's text.
+
+  Args:
+    program: `as_text()` of a compiled program.
+    devices: over all of which they go.
+
+  Raises:
+    ValueError: a collective that is not one of `KINDS`, or in the body of a
+      loop, of which the text does not say how often it runs.
+  """
+  found = []
+  for name, lines in _computations(program).items():
+    here = [match for match in map(_COLLECTIVE.search, lines) if match]
+    if here and name != "ENTRY":
+      raise ValueError(f"a collective in {name}, which may run any often")
+    for match in here:
+      kind = match["kind"]
+      if kind not in KINDS or match["start"]:
+        raise ValueError(f"no rule for {match[0]}")
+      payload = sum(size for _, size in shapes(match["result"]))
+      if kind == "reduce-scatter":
+        payload *= devices
+      found.append(Collective(kind, payload))
+  return found
+
+
+def largest_array(program: str) -> tuple[str, int]:
+  """Returns the largest array that a program's main part makes.
+
+  Args:
+    program: `as_text()` of a compiled program.
+
+  Returns:
+    its type and shape, such as "f32[2,8]", and its bytes.
+  """
+  results = (
+    line.split(" = ", 1)[1].split("(", 1)[0]
+    for line in _computations(program)["ENTRY"]
+    if " = " in line and not line.split(" = ", 1)[1].startswith("(")
+  )
+  return max(
+    (shape for result in results for shape in shapes(result)),
+    key=lambda shape: shape[1],
+  )
+
+
+def shapes(text: str) -> list[tuple[str, int]]:
+  """Returns the arrays named in a text, with their bytes."""
+  found = []
+  for kind, sizes in _SHAPE.findall(text):
+    bits = _BITS.search(kind)
+    width = 1 if bits is None else math.ceil(int(bits[0]) / 8)
+    count = math.prod(int(size) for size in sizes.split(",") if size)
+    found.append((f"{kind}[{sizes}]", width * count))
+  return found
+
+
+def memory(program: jax.stages.Compiled) -> int:
+  """Returns the bytes a device holds at most: arguments, results, between."""
+  found = program.memory_analysis()
+  return (
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    + found.temp_size_in_bytes
+    - found.alias_size_in_bytes
+  )
+
+
+def compile_step(config: Mapping[str, Any], mesh: Mesh) -> jax.stages.Compiled:
+  """Compiles the training step of a config, a plain dict, over a mesh."""
+  rates = optimizer.learning_schedules(config, LENGTHS)
+  rates |= step.teacher_schedules(config, LENGTHS)
+  updates = optimizer.make_optimizer(config, rates)
+  # Only shapes: `init_state` compiles what it draws with, which nothing may
+  # trace.
+  with jax.disable_jit():
+    state = jax.eval_shape(lambda: step.init_state(config, updates))
+  samples = round(config["data"]["seconds"] * audio.SAMPLE_RATE)
+  shape = config["views"], config["batch"], samples
+  batch = {"views": jax.ShapeDtypeStruct(shape, jnp.int16)}
+  program = step.map_train_step(config, updates, rates, mesh)
+  lowered = program.lower(
+    _on(state, mesh, PartitionSpec()),
+    _on(batch, mesh, PartitionSpec(None, AXIS)),
+  )
+  return lowered.compile(_QUICK)
+
+
+def compile_loss(config: Mapping[str, Any], mesh: Mesh) -> jax.stages.Compiled:
+  """Compiles a task's loss and its gradient for the heads' outputs alone."""
+  pretext, whole = config["pretext"], PartitionSpec()
+  divided = PartitionSpec(None, AXIS)
+  task = PRETEXTS[pretext["name"]]
+  shape = config["views"], config["batch"], pretext["head"][-1]
+  features = jax.ShapeDtypeStruct(shape, jnp.float32)
+  given, specs = {}, {}
+  if task.follows:
+    given["teacher"], specs["teacher"] = features, divided
+  if task.init_memory:
+    memory = task.init_memory(pretext)
+    given["memory"], specs["memory"] = memory, dict.fromkeys(memory, whole)
+  for rate in task.rates:
+    given[rate], specs[rate] = jax.ShapeDtypeStruct((), jnp.float32), whole
+
+  def gradient(z, given):
+    loss = lambda z: task.loss(z, pretext, AXIS, **given)[0]
+    return jax.grad(loss)(z)
+
+  mapped = parallel.map_step(gradient, mesh, (divided, specs), divided)
+  return mapped.lower(features, given).compile(_QUICK)
+
+
+def _on(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+  """Returns the shapes of a tree, with their place on the mesh."""
+  sharding = NamedSharding(mesh, spec)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+  )
+
+
+def _computations(program: str) -> dict[str, list[str]]:
+  """Returns the lines of each computation; "ENTRY" is the main one."""
+  found, lines = {}, []
+  for line in program.splitlines():
+    if line.endswith("{") and not line.startswith((" ", "HloModule")):
+      lines = found.setdefault(line.split(maxsplit=1)[0], [])
+    elif line.startswith(" "):
+      lines.append(line)
+  return found
