@@ -6,9 +6,13 @@ only the files' names pass through the engine: its pipelines are small, however
 many tracks there are. What is made of the parts is made as ever, see `writer`.
 """
 
+import contextlib
 import importlib.util
+import io
 import logging
 import pickle
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -75,17 +79,26 @@ def write_part(file: str) -> None:
 
 
 def _put_down(write: parts.Write, part: dict[str, Any]) -> str:
-  file = write.folder.absolute() / f"{part['number']:05}.todo"
-  file.write_bytes(pickle.dumps((write, part)))
+  file = write.folder / f"{part['number']:05}.todo"
+  tracks = [_absolute(track) for track in part["tracks"]]
+  file.write_bytes(pickle.dumps((write, part | {"tracks": tracks})))
   return str(file)
+
+
+def _absolute(track: dict) -> dict:
+  """Returns a track whose file is found from any folder."""
+  file = track.get("file")
+  return track | ({"file": str(Path(file).absolute())} if file else {})
 
 
 def _starter(name: str, options: Sequence[str]) -> Callable:
   """Returns a function of files that starts a job and returns it."""
+  logging.disable(logging.WARNING)  # it warns that it comes without BigQuery
   import apache_beam as beam
   from apache_beam.options import pipeline_options
   from apache_beam.runners.runner import create_runner
 
+  logging.disable(logging.NOTSET)
   try:
     engine = create_runner(name)
   except (ImportError, ValueError, AttributeError) as error:
@@ -93,16 +106,22 @@ def _starter(name: str, options: Sequence[str]) -> Callable:
       f"--runner={name} cannot be used ({error}): give local, DirectRunner,"
       " DataflowRunner, FlinkRunner or SparkRunner"
     ) from error
+  flags = pipeline_options.PipelineOptions([*options])
+  said = io.StringIO()
   try:
-    flags = pipeline_options.PipelineOptions([*options])
-    flags.get_all_options()
-  except SystemExit as error:  # argparse has said why
+    with contextlib.redirect_stderr(said):
+      known = flags.get_all_options()
+      given = flags.get_all_options(retain_unknown_options=True)
+  except SystemExit as error:
+    reason = said.getvalue().strip().rpartition(" error: ")[2]
     raise InputError(
-      f"--runner_options={' '.join(options)!r} is not what {name} takes: see"
-      " Beam's page on it"
+      f"--runner_options={shlex.join(options)} is not what Beam takes"
+      f" ({reason}): see its page on {name}"
     ) from error
-  # Else Beam's local runner downloads another one, a program, if it can. Nothing
-  # here has a trigger.
+  for flag in given.keys() - known.keys():  # Flink's server knows some more
+    print(f"note: Beam itself knows no --{flag}", file=sys.stderr)
+  # Else Beam's local runner tries to download a program to run instead of it.
+  # Nothing here has a trigger.
   types = flags.view_as(pipeline_options.TypeOptions)
   types.allow_unsafe_triggers = True
 

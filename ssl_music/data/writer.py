@@ -139,7 +139,7 @@ def _write_into(
   min_seconds: float,
   pool: contextlib.AbstractContextManager[workers.Run],
 ) -> dict[str, Any]:
-  work = folder / "parts"
+  work = (folder / "parts").absolute()  # workers may run anywhere
   write_part = parts.Write(plan["load"], plan["tags"], min_seconds, work)
   shards = {split: [] for split in plans.SPLITS}
   prepared = dict.fromkeys(plans.SPLITS, 0)
