@@ -147,7 +147,6 @@ def _run(start: Callable, files: Sequence[str], name: str) -> None:
       job.cancel()
     raise
   except Exception as error:  # each engine has errors of its own
-    logging.getLogger(__name__).debug("engine failed", exc_info=True)
     raise _failed(name, _reason(error)) from error
   if state != "DONE":
     raise _failed(name, f"the job ended as {state}")
