@@ -142,17 +142,25 @@ def _run(start: Callable, files: Sequence[str], name: str) -> None:
   try:
     job = start(files)
     state = job.wait_until_finish()
-  except (KeyboardInterrupt, SystemExit):
+  except BaseException as error:  # each engine has errors of its own
+    signalled = _signalled(error)
+    if signalled is None:
+      raise _failed(name, _reason(error)) from error
     if job is not None:
       job.cancel()
-    raise
-  except Exception as error:  # each engine has errors of its own
-    raise _failed(name, _reason(error)) from error
+    raise signalled from None
   if state != "DONE":
     raise _failed(name, f"the job ended as {state}")
 
 
-def _reason(error: Exception) -> str:
+def _signalled(error: BaseException | None) -> BaseException | None:
+  """Returns what a signal has raised, of which Beam may make another error."""
+  while error and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+    error = error.__cause__ or error.__context__
+  return error
+
+
+def _reason(error: BaseException) -> str:
   """Returns the last line of an error, which may hold a worker's traceback."""
   lines = [line for line in str(error).splitlines() if line.strip()]
   return lines[-1].strip() if lines else type(error).__name__

@@ -1,6 +1,10 @@
 import functools
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -28,11 +32,9 @@ def direct():
   return engine.runner("DirectRunner")
 
 
-def some_tracks():
-  """Eight tracks, one a part: all splits, an absent one."""
-  rows = [tiny.tracks()[index] for index in (0, 1, 2, 3, 4, 24, 32, 33)]
-  rows[4]["file"] = None
-  return rows
+def some_tracks(*chosen):
+  """So few that each is a part of its own, whose process takes a second."""
+  return [tiny.tracks()[index] for index in chosen]
 
 
 def load(track):
@@ -45,7 +47,8 @@ def load(track):
 
 def test_an_engine_writes_what_the_pool_writes(tmp_path):
   """With a track that crashes its decoder, a broken and an absent one."""
-  rows = some_tracks()
+  rows = some_tracks(0, 1, 2, 3, 24)
+  rows[3]["file"] = None
   pool = tiny.write(tmp_path / "pool", rows=rows, load=load, processes=2)
   found = tiny.write(tmp_path / "engine", rows=rows, load=load, run=direct())
   assert len(pool["skipped"]) == 3
@@ -92,7 +95,7 @@ def _load_file(track):
 
 
 def _load_unless(marker, track):
-  if marker.exists() and track["index"] > 2:
+  if marker.exists() and track["index"] == 24:
     raise RuntimeError("no such folder on this machine")
   return tiny.load(track)
 
@@ -101,7 +104,7 @@ def test_after_a_failure_the_same_goes_on(tmp_path, monkeypatch):
   marker = tmp_path / "marker"
   marker.touch()
   slow = functools.partial(_load_unless, marker)
-  again = {"rows": some_tracks(), "load": slow}
+  again = {"rows": some_tracks(0, 3, 24), "load": slow}
   with pytest.raises(
     Resumable,
     match=r"DirectRunner failed \(.*no such folder on this .* goes on after",
@@ -110,7 +113,7 @@ def test_after_a_failure_the_same_goes_on(tmp_path, monkeypatch):
   work = tmp_path / "tiny" / f"incomplete.{writer.VERSION}" / "parts"
   finished = {file.stem for file in work.glob(f"*{parts.FINISHED}")}
   (work / f"{parts.ATTEMPT}killed").mkdir()
-  assert len(finished) < 8
+  assert len(finished) < 3
   marker.unlink()
   given = []
   put_down = engine._put_down
@@ -121,8 +124,44 @@ def test_after_a_failure_the_same_goes_on(tmp_path, monkeypatch):
 
   monkeypatch.setattr(engine, "_put_down", counted)
   tiny.write(tmp_path, run=direct(), **again)
-  assert sorted([*finished, *given]) == [f"{number:05}" for number in range(8)]
-  tiny.write(tmp_path / "whole", rows=some_tracks())
+  assert sorted([*finished, *given]) == [f"{number:05}" for number in range(3)]
+  tiny.write(tmp_path / "whole", rows=some_tracks(0, 3, 24))
+  same_files(find("tiny", tmp_path / "whole"), find("tiny", tmp_path))
+
+
+def test_a_terminated_command_ends_as_such_and_goes_on(tmp_path):
+  """Beam's local runner makes a failure of the signal."""
+  script = textwrap.dedent("""
+    import sys, test_engine, tiny
+    from ssl_music import prepare
+    from ssl_music.data import demo, engine
+
+    write_part = engine.write_part
+
+    def slowly(file):
+      if file.endswith("00001.todo"):
+        print("going", flush=True)
+        engine.time.sleep(60)
+      write_part(file)
+
+    engine.write_part = slowly
+    rows = test_engine.some_tracks(0, 3, 24)
+    demo.plan = lambda: tiny.plan(rows)
+    prepare.main(["demo", f"--data_dir={sys.argv[1]}", "--runner=DirectRunner"])
+  """)
+  here = Path(__file__).parent
+  environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
+  with subprocess.Popen(
+    [sys.executable, "-c", script, tmp_path],
+    stdout=subprocess.PIPE,
+    env=environment,
+  ) as process:
+    assert process.stdout.readline() == b"going\n"
+    process.send_signal(signal.SIGTERM)
+  assert process.returncode == 128 + signal.SIGTERM
+  assert (tmp_path / "tiny" / f"incomplete.{writer.VERSION}").exists()
+  tiny.write(tmp_path, rows=some_tracks(0, 3, 24), run=direct())
+  tiny.write(tmp_path / "whole", rows=some_tracks(0, 3, 24))
   same_files(find("tiny", tmp_path / "whole"), find("tiny", tmp_path))
 
 
