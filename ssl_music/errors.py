@@ -9,6 +9,10 @@ class InputError(Exception):
   """Bad input: the message says what, where and what to do about it."""
 
 
+class Resumable(InputError):
+  """The same, in long work: what is finished is kept for the next run."""
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
   """Makes an `InputError` of what a config's wrong value raises."""

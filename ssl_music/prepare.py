@@ -28,6 +28,7 @@ KINDS = {
   "million_song": ("split", "split_files", "paths", "tags"),
   "gtzan": (),
 }
+LOCAL = "local"  # the --runner that is none of Beam's
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _plan(options: argparse.Namespace) -> dict:
 
 
 def _prepare(options: argparse.Namespace, plan: dict) -> int:
-  from ssl_music.data import tracks, writer
+  from ssl_music.data import engine, tracks, writer
 
   summary = writer.write(
     options.name or plan["name"],
@@ -81,6 +82,9 @@ def _prepare(options: argparse.Namespace, plan: dict) -> int:
     data_dir=options.data_dir or tracks.default_data_dir(),
     min_seconds=options.min_seconds,
     processes=options.processes,
+    run=None
+    if options.runner == LOCAL
+    else engine.runner(options.runner, options.runner_options),
     overwrite=options.overwrite,
   )
   _print_summary(summary, plan)
@@ -152,10 +156,10 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(dest="kind", required=True)
   demo = commands.add_parser(
-    "demo", parents=[_common()], help="the built-in synthetic music"
+    "demo", parents=[_common(), _running()], help="the built-in synthetic music"
   )
   demo.set_defaults(command="prepare", name=None, min_seconds=4.0)
-  _add_kinds(commands, "prepare", [_common(), _sourced()])
+  _add_kinds(commands, "prepare", [_common(), _sourced(), _running()])
   check = commands.add_parser(
     "check", help="examine a source: what is there, what is missing or broken"
   )
@@ -200,6 +204,23 @@ def _sourced() -> argparse.ArgumentParser:
     help="shorter tracks are skipped (default: %(default)s)",
   )
   return sourced
+
+
+def _running() -> argparse.ArgumentParser:
+  running = argparse.ArgumentParser(add_help=False)
+  running.add_argument(
+    "--runner",
+    default=LOCAL,
+    help="local: processes here; or a runner of Apache Beam's: DirectRunner,"
+    " DataflowRunner, FlinkRunner, SparkRunner, … (default: %(default)s)",
+  )
+  running.add_argument(
+    "--runner_options",
+    type=shlex.split,
+    default=[],
+    help='flags for that runner, as in --runner_options="--parallelism=64"',
+  )
+  return running
 
 
 def _checking() -> argparse.ArgumentParser:

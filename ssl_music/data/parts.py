@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ssl_music.data.shards import CHUNK
 
 ABSENT = "no such file"
 DONE = ".done"  # a file for each part that grows by a byte with each track
+ATTEMPT = "attempt."  # begins the folders of parts that are being written
 FINISHED = ".json"  # what `Write` returns of a part, once it is whole
 # Of one file a part: all of them are open while a data set is read, pooled with
 # others perhaps, and a process may open but 1,024 by default, or 256.
@@ -44,7 +46,11 @@ def divide(tracks: Sequence[dict]) -> list[dict[str, Any]]:
 
 
 class Write:
-  """Writes a part; pickles to worker processes."""
+  """Writes a part; pickles to worker processes.
+
+  Attributes:
+    folder: of the parts' files.
+  """
 
   def __init__(
     self,
@@ -62,7 +68,7 @@ class Write:
       folder: for the parts' files.
     """
     self._make_ready = ready.Ready(load, min_seconds, folder)
-    self._tags, self._folder = list(tags), folder
+    self._tags, self.folder = list(tags), folder
 
   def __call__(self, part: Mapping[str, Any]) -> dict[str, Any]:
     """Writes one part.
@@ -79,7 +85,7 @@ class Write:
     Raises:
       OSError: the folder cannot be written to.
     """
-    before = self._finished(part)
+    before = self.finished(part)
     return before or self._write(part, map(self._make_ready, _present(part)))
 
   def carefully(self, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,9 +94,9 @@ class Write:
       results = run(self._make_ready, _present(part))
       return self._write(part, (result for _, result in results))
 
-  def _finished(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what a run that was killed has written of a part, if all."""
-    path = self._folder / f"{part['number']:05}"
+  def finished(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what was written of a part before, here or elsewhere, if all."""
+    path = self.folder / f"{part['number']:05}"
     try:
       done = json.loads(path.with_suffix(FINISHED).read_text())
       done["shard"] = shards.Shard(*done["shard"])
@@ -102,13 +108,13 @@ class Write:
   def _write(
     self, part: Mapping[str, Any], results: Iterator[dict | str]
   ) -> dict[str, Any]:
-    path = self._folder / f"{part['number']:05}"
+    path = self.folder / f"{part['number']:05}"
     rows, skipped = [], []
 
     def examples() -> Iterator[dict]:
       row = 0
       for place, track in enumerate(part["tracks"]):
-        self._folder.stat()  # gone, when the run ended before its time
+        self.folder.stat()  # gone, when the run ended before its time
         count.write(b".")
         result = next(results) if _is_present(track) else ABSENT
         if isinstance(result, str):
@@ -121,16 +127,26 @@ class Write:
           row += 1
           yield example
 
-    with (
-      path.with_suffix(".energy").open("wb") as energies,
-      path.with_suffix(DONE).open("wb", buffering=0) as count,
-    ):
-      shard = shards.write_shard(path, self._tags, examples())
-    done = {"shard": shard, "file": shard.path, "energy": energies.name}
-    done["sizes"] = [Path(done[f]).stat().st_size for f in ("file", "energy")]
-    done |= {"rows": rows, "skipped": skipped}
-    path.with_suffix(".partial").write_text(json.dumps(done))
-    path.with_suffix(".partial").rename(path.with_suffix(FINISHED))
+    energy = path.with_suffix(".energy")
+    # An engine may try a part twice at once: each writes files of its own, and
+    # whichever comes last puts the same in the place of the other's.
+    with tempfile.TemporaryDirectory(
+      prefix=ATTEMPT, dir=self.folder, ignore_cleanup_errors=True
+    ) as attempt:
+      own = Path(attempt) / path.name
+      with (
+        own.with_suffix(".energy").open("wb") as energies,
+        path.with_suffix(DONE).open("wb", buffering=0) as count,
+      ):
+        shard = shards.write_shard(own, self._tags, examples())
+      shard = shard._replace(path=str(path))
+      own.rename(path)
+      own.with_suffix(".energy").rename(energy)
+      done = {"shard": shard, "file": shard.path, "energy": str(energy)}
+      done["sizes"] = [Path(done[f]).stat().st_size for f in ("file", "energy")]
+      done |= {"rows": rows, "skipped": skipped}
+      own.with_suffix(FINISHED).write_text(json.dumps(done))
+      own.with_suffix(FINISHED).rename(path.with_suffix(FINISHED))
     return done
 
 

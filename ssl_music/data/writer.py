@@ -31,7 +31,7 @@ import tensorflow_datasets as tfds
 
 from ssl_music import progress
 from ssl_music.data import audio, parts, plans, records, workers
-from ssl_music.errors import InputError
+from ssl_music.errors import InputError, Resumable
 from ssl_music.lock import hold
 
 COLUMNS = ("id", "path", "split", "row", "samples", "rms", "tags")
@@ -46,6 +46,7 @@ def write(
   data_dir: Path,
   min_seconds: float = 4.0,
   processes: int = 0,
+  run: workers.Run | None = None,
   overwrite: bool = False,
 ) -> dict[str, Any]:
   """Writes a data set; an interrupted one leaves nothing that looks finished.
@@ -60,6 +61,7 @@ def write(
     data_dir: TFDS's.
     min_seconds: shorter tracks are skipped.
     processes: worker processes that decode; 0 decodes in this one.
+    run: of `engine.runner`, which then takes the place of the processes.
     overwrite: replace a data set of this name.
 
   Returns:
@@ -68,7 +70,7 @@ def write(
 
   Raises:
     InputError: the data set exists, another process is writing it, no track
-      can be used, or the disk is full.
+      can be used, the disk is full, or the engine failed.
   """
   folder = Path(data_dir) / name / VERSION
   try:
@@ -91,9 +93,8 @@ def write(
       _begin(
         unfinished, parts.signature(plan, min_seconds, VERSION, plan["tags"])
       )
-      summary = _write_into(
-        unfinished, name, plan, min_seconds=min_seconds, processes=processes
-      )
+      pool = contextlib.nullcontext(run) if run else workers.pool(processes)
+      summary = _write_into(unfinished, name, plan, min_seconds, pool)
       if folder.exists():  # moved, since removing it takes time
         folder.rename(replaced)
       unfinished.rename(folder)
@@ -105,7 +106,8 @@ def write(
         " space there, make it writable, or give another --data_dir"
       ) from error
     finally:
-      ended = isinstance(sys.exception(), (KeyboardInterrupt, SystemExit))
+      kept = (KeyboardInterrupt, SystemExit, Resumable)
+      ended = isinstance(sys.exception(), kept)
       if unfinished.exists() and not ended:
         # Renamed first, so that no worker finds its way there.
         unfinished = unfinished.rename(folder.with_name("incomplete.given_up"))
@@ -121,6 +123,8 @@ def _begin(folder: Path, signature: str) -> None:
     if leftover != folder or not resumed:
       shutil.rmtree(leftover)
   if resumed:
+    for attempt in (folder / "parts").glob(f"{parts.ATTEMPT}*"):
+      shutil.rmtree(attempt, ignore_errors=True)
     finished = len([*(folder / "parts").glob(f"*{parts.FINISHED}")])
     print(f"going on after {finished} finished parts", file=sys.stderr)
   else:
@@ -132,11 +136,10 @@ def _write_into(
   folder: Path,
   name: str,
   plan: Mapping[str, Any],
-  *,
   min_seconds: float,
-  processes: int,
+  pool: contextlib.AbstractContextManager[workers.Run],
 ) -> dict[str, Any]:
-  work = folder / "parts"
+  work = (folder / "parts").absolute()  # workers may run anywhere
   write_part = parts.Write(plan["load"], plan["tags"], min_seconds, work)
   shards = {split: [] for split in plans.SPLITS}
   prepared = dict.fromkeys(plans.SPLITS, 0)
@@ -144,7 +147,7 @@ def _write_into(
   with (
     (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
     (folder / "energy.f32").open("wb") as energies,
-    workers.pool(processes) as run,
+    pool as run,
     _progress(len(plan["tracks"]), name, work),
   ):
     table = csv.DictWriter(file, COLUMNS)
@@ -177,7 +180,8 @@ def _write_into(
       " give others"
     )
   records.complete(folder, _info(name, folder, plan), shards)
-  shutil.rmtree(work)
+  # Renamed first, so that no late attempt of an engine's finds its way there.
+  shutil.rmtree(work.rename(folder / "written"))
   (folder / "signature").unlink()
   with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, SKIPPED)
