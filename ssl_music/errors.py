@@ -1,6 +1,7 @@
 """Mistakes of the user, told in one sentence instead of a traceback."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -31,9 +32,10 @@ def report(command: Callable[[], int | None]) -> None:
   try:
     code = command()
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    # What a library has left unfinished complains when it is thrown away.
-    sys.unraisablehook = lambda _: None
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    # What libraries have left unfinished complains, even later than Python's
+    # own hooks, when it is thrown away: the sentence is to stand last.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     code = 2
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
