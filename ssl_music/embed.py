@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--batch",
-    type=_positive,
+    type=positive,
     default=32,
     help="segments that each device computes at once (default: %(default)s)",
   )
@@ -150,7 +150,12 @@ def _natural(text: str) -> int:
   return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+  """Returns an option's number.
+
+  Raises:
+    ArgumentTypeError: it is no number of 1 or more.
+  """
   if not re.fullmatch("0*[1-9][0-9]*", text):
     raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
   return int(text)

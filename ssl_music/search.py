@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music.embed import positive
 from ssl_music.errors import InputError, report
 
 
@@ -188,8 +189,6 @@ _FORMATS = {"table": _table, "json": _line}
 
 
 def _parser() -> argparse.ArgumentParser:
-  from ssl_music.tag import positive
-
   parser = argparse.ArgumentParser(
     prog="python -m ssl_music.search",
     description="Find the nearest tracks to a file within an embedded folder,"

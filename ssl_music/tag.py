@@ -9,7 +9,6 @@ import contextlib
 import csv
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ssl_music.embed import positive
 from ssl_music.errors import InputError, report
 
 Tags = dict[str, float]
@@ -196,17 +196,6 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("--out", metavar="FILE", help="default: stdout")
   return parser
-
-
-def positive(text: str) -> int:
-  """Returns an option's number.
-
-  Raises:
-    ArgumentTypeError: it is no number of 1 or more.
-  """
-  if not re.fullmatch("0*[1-9][0-9]*", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-  return int(text)
 
 
 if __name__ == "__main__":

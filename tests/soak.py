@@ -3,9 +3,9 @@
 Every training is the user's command, started again after each fault until it
 is through; its parameters must then be bit for bit those of a training that
 nothing has disturbed. After every fault: the process ends within a time limit
-and leaves no child behind, says one clear sentence if it could say anything (beside
-what Orbax's threads print of their own), and the next one goes on from the last
-save. Exit code 1 if any of it failed.
+and leaves no child behind, says one clear sentence if it could say anything
+(beside what Orbax's threads print of their own), and the next one goes on from
+the last save. Exit code 1 if any of it failed.
 """
 
 import argparse
