@@ -1,7 +1,6 @@
 """Mistakes of the user, told in one sentence instead of a traceback."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -29,13 +28,13 @@ def report(command: Callable[[], int | None]) -> None:
   Args:
     command: returns the exit code; None means 0.
   """
+  sys.unraisablehook = _unraisable
   try:
     code = command()
   except InputError as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    # What libraries have left unfinished complains, even later than Python's
-    # own hooks, when it is thrown away: the sentence is to stand last.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # What a library has left unfinished complains when it is thrown away.
+    sys.unraisablehook = lambda _: None
     code = 2
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
@@ -44,3 +43,13 @@ def report(command: Callable[[], int | None]) -> None:
     sys.stderr.close()
     code = 141
   sys.exit(code or 0)
+
+
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+  """Prints what nobody can catch, but for what says nothing.
+
+  Where a checkpoint cannot be read or written, other reads and writes of Orbax
+  end later, in threads, and find its event loop closed.
+  """
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)

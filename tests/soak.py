@@ -3,9 +3,8 @@
 Every training is the user's command, started again after each fault until it
 is through; its parameters must then be bit for bit those of a training that
 nothing has disturbed. After every fault: the process ends within a time limit
-and leaves no child behind, says one clear sentence if it could say anything
-(beside what Orbax's threads print of their own), and the next one goes on from
-the last save. Exit code 1 if any of it failed.
+and leaves no child behind, says one clear sentence if it could say anything,
+and the next one goes on from the last save. Exit code 1 if any of it failed.
 """
 
 import argparse
@@ -62,10 +61,7 @@ def one_fault(run, name, rng):
   clear = bool(words and re.search(f"^({words})", said, re.M))
   if not silent and not clear:
     wrong.append(f"exit code {process.returncode} without a clear word")
-  # Futures that Orbax leaves behind find their event loop closed, at times, and
-  # print that from threads of their own, which nothing can catch.
-  traceback = "Traceback" in said and "Event loop is closed" not in said
-  if traceback or len(re.findall("^error: ", said, re.M)) > 1:
+  if "Traceback" in said or len(re.findall("^error: ", said, re.M)) > 1:
     wrong.append("more than one sentence")
   if process.returncode == -signal.SIGTERM and logged(run) > before:
     wrong.append("SIGTERM did not save")
