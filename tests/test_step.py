@@ -99,8 +99,10 @@ def assert_close(one, other):
     # are nothing but rounding, which AdamW scales up.
     name = jax.tree_util.keystr(path)
     if not re.search(r"\['[kvc]_proj'\]\['bias'\]", name):
+      # Each device's gradients are rounded to float32 before their mean is
+      # taken, where much may cancel: hence the floor.
       distance = np.linalg.norm(np.float64(a) - b)
-      assert distance <= 1e-4 * max(np.linalg.norm(a), 1e-3), name
+      assert distance <= 1e-4 * max(np.linalg.norm(a), 3e-3), name
 
   jax.tree_util.tree_map_with_path(compare, one, other)
 

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
 # Most terms that XLA sums at once on a CPU. A longer sum becomes a tree of
 # windows, whose inner loop is not vectorised: 20 times slower, and less exact.
 _SUMMED_AT_ONCE = 32

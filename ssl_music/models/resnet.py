@@ -95,25 +95,36 @@ def smallest_input(stages: int = 4) -> int:
 
 
 @jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., inputs] @ [inputs, outputs], for `pointwise`."""
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Multiplies [..., inputs] by [inputs, outputs], with a faster derivative.
+
+  A CPU transposes the first operand of the product over rows that is the
+  kernel's derivative. JAX makes that the gradient of the output; here it is
+  the narrower of the two, which in a block's last convolution is the input,
+  of a quarter of the channels.
+  """
   return x @ kernel
 
 
 def _product_backward(kept, back):
   x, kernel = kept
-  # The first operand of a product over rows is transposed first, on a CPU: let
-  # it be the narrower one. JAX's own derivative takes `back`, which in a
-  # block's last convolution is four times as wide.
-  narrow, wide = x.reshape(-1, x.shape[-1]), back.reshape(-1, back.shape[-1])
-  swap = narrow.shape[1] > wide.shape[1]
-  if swap:
-    narrow, wide = wide, narrow
-  to_kernel = jnp.einsum("rn,rw->nw", narrow, wide)
-  return back @ kernel.T, to_kernel.T if swap else to_kernel
+  first, second = x.reshape(-1, x.shape[-1]), back.reshape(-1, back.shape[-1])
+  if first.shape[1] <= second.shape[1]:
+    to_kernel = jnp.einsum("ri,ro->io", first, second)
+  else:
+    to_kernel = jnp.einsum("ro,ri->oi", second, first).T
+  return back @ kernel.T, to_kernel
 
 
-_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+product.defvjp(
+  lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward
+)
+
+
+def _dot_general(x, kernel, dimension_numbers, precision=None):
+  """`product` as `nn.Dense` calls it."""
+  del dimension_numbers, precision  # the last axis of x, the first of kernel
+  return product(x, kernel)
 
 
 class Stem(nn.Module):
@@ -180,8 +191,7 @@ class Bottleneck(nn.Module):
     """Maps [N, h, w, c] to [N, h // stride, w // stride, 4 * planes]."""
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     weights = {"use_bias": False, "kernel_init": torch_uniform, **types}
-    def pd(x,k,dn,precision=None): return _product(x,k)
-    dw={**weights,"dot_general":pd}
+    pointwise = {"dot_general": _dot_general, **weights}
 
     def norm(x: jax.Array, name: str) -> jax.Array:
       layer = BatchNorm(axis_name=self.axis_name, name=name, **types)
@@ -191,12 +201,16 @@ class Bottleneck(nn.Module):
     shortcut = x
     if self.stride > 1 or x.shape[-1] != channels:
       shortcut = average_pool(x, self.stride)
-      shortcut = nn.Dense(channels, name="downsample_conv", **dw)(shortcut)
+      shortcut = nn.Dense(channels, name="downsample_conv", **pointwise)(
+        shortcut
+      )
       shortcut = norm(shortcut, "downsample_bn")
-    x = nn.relu(norm(nn.Dense(self.planes, name="conv1", **dw)(x), "bn1"))
+    x = nn.relu(
+      norm(nn.Dense(self.planes, name="conv1", **pointwise)(x), "bn1")
+    )
     x = nn.Conv(self.planes, (3, 3), padding=1, name="conv2", **weights)(x)
     x = average_pool(nn.relu(norm(x, "bn2")), self.stride)
-    x = norm(nn.Dense(channels, name="conv3", **dw)(x), "bn3")
+    x = norm(nn.Dense(channels, name="conv3", **pointwise)(x), "bn3")
     return nn.relu(x + shortcut)
 
 
