@@ -16,6 +16,7 @@ from ssl_music.models.resnet import (
   ResNet,
   average_pool,
   feature_map_size,
+  product,
   resize_columns,
   torch_uniform,
 )
@@ -406,7 +407,7 @@ def test_product_has_the_derivative_of_a_product(outputs):
   x = rng.standard_normal((3, 5, 4)).astype(np.float32)
   kernel = rng.standard_normal((4, outputs)).astype(np.float32)
   back = rng.standard_normal((3, 5, outputs)).astype(np.float32)
-  y, pull = jax.vjp(resnet.product, x, kernel)
+  y, pull = jax.vjp(product, x, kernel)
   to_x, to_kernel = pull(back)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   close(y, x @ kernel)
