@@ -1,5 +1,9 @@
 """Grain pipelines: batches of int16 segments from prepared tracks."""
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -183,7 +187,24 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
   processes = grain.MultiprocessingOptions(
     num_workers=workers, per_worker_buffer_size=2
   )
-  return _survived(dataset.to_iter_dataset(options).mp_prefetch(processes))
+  ahead = dataset.to_iter_dataset(options)
+  return _survived(ahead.mp_prefetch(processes, _end_with_parent))
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+  """Ends a worker when its parent does, also if that is killed.
+
+  A killed process cannot stop its workers, and Grain's own wait for ever for
+  somebody to take what they have read.
+  """
+  del worker, workers
+  parent = multiprocessing.parent_process()
+
+  def watch() -> None:
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _survived(batches: grain.IterDataset) -> Iterator[Any]:

@@ -1,5 +1,8 @@
 import itertools
 import multiprocessing
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -285,3 +288,34 @@ def test_a_killed_worker_is_explained(batches):
   with pytest.raises(InputError, match=r"was killed.*--config.data.workers=0"):
     for _ in range(100):
       next(source)
+
+
+READER = """
+import os, signal, sys
+from absl import flags
+from ssl_music.data import pipeline
+from ssl_music.data.tracks import Tracks
+
+if __name__ == "__main__":
+  tracks = Tracks("tiny", ("train",), sys.argv[1])
+  batches = pipeline.pretraining_batches(
+    tracks, seconds=1.0, gap=1.5, views=2, batch=8, seed=3
+  )
+  flags.FLAGS.mark_as_parsed()  # Grain has some
+  source = pipeline.iterate(batches.repeat(), 2)
+  next(source)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_parent(data_dir, tmp_path):
+  script = tmp_path / "reader.py"
+  script.write_text(READER)
+  # The workers hold their parent's standard output: it ends when they do.
+  done = subprocess.run(
+    [sys.executable, script, data_dir],
+    stdout=subprocess.PIPE,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == -signal.SIGKILL
