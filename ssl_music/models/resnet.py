@@ -5,9 +5,9 @@ Natural Language Supervision" (2021), as the paper's authors narrowed it
 (arXiv:2404.09177). Inside, images are [N, mel, frame, channel].
 
 Two things are written for speed, with results unchanged. A 1x1 convolution is
-a `Dense` layer: for the weight gradient of a 1x1 `nn.Conv`, XLA on CPU
-transposes its input in one fusion that computes the residual blocks before it
-over again. And average pooling is a reshape and a mean.
+a `Dense` layer with a `product` of ours: for the weight gradient of an
+`nn.Conv`, XLA on CPU transposes its input in one fusion that computes the
+residual blocks before it over again. And average pooling is a reshape and mean.
 """
 
 import functools
