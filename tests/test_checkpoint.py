@@ -205,18 +205,18 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 
 def test_a_full_disk_is_explained(tmp_path):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with (
-    pytest.raises(InputError, match=r"cannot save .*File too large.*free"),
-    checkpoint.open_run(tmp_path) as manager,
-  ):
-    checkpoint.save(manager, 1, state(1), {"loss": 1.0})
-    manager.wait_until_finished()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    try:
+  try:
+    with (
+      pytest.raises(InputError, match=r"cannot save .*File too large.*free"),
+      checkpoint.open_run(tmp_path) as manager,
+    ):
+      checkpoint.save(manager, 1, state(1), {"loss": 1.0})
+      manager.wait_until_finished()
+      resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
       checkpoint.save(manager, 2, state(2), {"loss": 1.0})
       checkpoint.save(manager, 3, state(3), {"loss": 1.0})
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  finally:  # not before Orbax's threads have ended: they may be writing yet
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert checkpoint.load(tmp_path)[0] == 1
 
 

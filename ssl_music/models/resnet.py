@@ -5,7 +5,7 @@ Natural Language Supervision" (2021), as the paper's authors narrowed it
 (arXiv:2404.09177). Inside, images are [N, mel, frame, channel].
 
 Two things are written for speed, with results unchanged. A 1x1 convolution is
-a `Dense` layer with a `product` of ours: for the weight gradient of an
+a `Dense` layer with `product.product`: for the weight gradient of an
 `nn.Conv`, XLA on CPU transposes its input in one fusion that computes the
 residual blocks before it over again. And average pooling is a reshape and mean.
 """
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_music.models.norm import BatchNorm
+from ssl_music.models.product import dot_general
 
 # A block of `planes` channels puts out this many times as many.
 EXPANSION = 4
@@ -94,39 +95,6 @@ def smallest_input(stages: int = 4) -> int:
   return 2 ** (stages + 1) - 1
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Multiplies [..., inputs] by [inputs, outputs], with a faster derivative.
-
-  A CPU transposes the first operand of the product over rows that is the
-  kernel's derivative. JAX makes that the gradient of the output; here it is
-  the narrower of the two, which in a block's last convolution is the input,
-  of a quarter of the channels.
-  """
-  return x @ kernel
-
-
-def _product_backward(kept, back):
-  x, kernel = kept
-  first, second = x.reshape(-1, x.shape[-1]), back.reshape(-1, back.shape[-1])
-  if first.shape[1] <= second.shape[1]:
-    to_kernel = jnp.einsum("ri,ro->io", first, second)
-  else:
-    to_kernel = jnp.einsum("ro,ri->oi", second, first).T
-  return back @ kernel.T, to_kernel
-
-
-product.defvjp(
-  lambda x, kernel: (product(x, kernel), (x, kernel)), _product_backward
-)
-
-
-def _dot_general(x, kernel, dimension_numbers, precision=None):
-  """`product` as `nn.Dense` calls it."""
-  del dimension_numbers, precision  # the last axis of x, the first of kernel
-  return product(x, kernel)
-
-
 class Stem(nn.Module):
   """Three 3x3 convolutions, the first of stride 2, and a 2x2 average pool.
 
@@ -191,7 +159,7 @@ class Bottleneck(nn.Module):
     """Maps [N, h, w, c] to [N, h // stride, w // stride, 4 * planes]."""
     types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     weights = {"use_bias": False, "kernel_init": torch_uniform, **types}
-    pointwise = {"dot_general": _dot_general, **weights}
+    pointwise = {"dot_general": dot_general, **weights}
 
     def norm(x: jax.Array, name: str) -> jax.Array:
       layer = BatchNorm(axis_name=self.axis_name, name=name, **types)

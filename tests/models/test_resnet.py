@@ -16,7 +16,6 @@ from ssl_music.models.resnet import (
   ResNet,
   average_pool,
   feature_map_size,
-  product,
   resize_columns,
   torch_uniform,
 )
@@ -399,17 +398,3 @@ def test_average_pool_drops_what_fills_no_square():
       expected[:, row, column] = square.mean((1, 2))
   np.testing.assert_allclose(average_pool(image, 2), expected, atol=1e-6)
   assert average_pool(image, 1) is image
-
-
-@pytest.mark.parametrize("outputs", [2, 8])
-def test_product_has_the_derivative_of_a_product(outputs):
-  rng = np.random.default_rng(0)
-  x = rng.standard_normal((3, 5, 4)).astype(np.float32)
-  kernel = rng.standard_normal((4, outputs)).astype(np.float32)
-  back = rng.standard_normal((3, 5, outputs)).astype(np.float32)
-  y, pull = jax.vjp(product, x, kernel)
-  to_x, to_kernel = pull(back)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-  close(y, x @ kernel)
-  close(to_x, back @ kernel.T)
-  close(to_kernel, np.einsum("abi,abo->io", x, back))
