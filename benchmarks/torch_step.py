@@ -84,10 +84,13 @@ def vicreg(z: torch.Tensor) -> torch.Tensor:
   return invariance + variance + off_diagonal(matrix)
 
 
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-  """Moves the teacher's parameters towards the student's."""
+def follow(
+  teacher: nn.ModuleDict, student: nn.ModuleDict, momentum: float
+) -> None:
+  """Moves the teacher's parameters towards the student's, who may have more."""
   with torch.no_grad():
-    old, new = list(teacher.parameters()), list(student.parameters())
+    old = [p for part in teacher.values() for p in part.parameters()]
+    new = [p for part in teacher for p in student[part].parameters()]
     torch._foreach_lerp_(old, new, 1 - momentum)
 
 

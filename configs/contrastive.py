@@ -7,7 +7,7 @@ Tagging" (ICASSP 2024, arXiv:2404.09177).
   python -m ssl_music.main --config=configs/contrastive.py:paper --workdir=DIR
 
 "laptop": 400 steps of 48 pairs of 2 s, about 3 minutes on two CPU cores; with
-the demo music, test mAP (macro) then is .791 (README.md).
+the demo music, test mAP (macro) then is about .8 (README.md).
 "paper": 999 x 512 steps of 128 pairs, for a GPU or TPU; never run to its end
 here. The paper's encoder, after 4 million tracks, reached .4303 on
 MagnaTagATune and .2435 on MTG-Jamendo's top-50 tags.

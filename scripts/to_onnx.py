@@ -80,8 +80,9 @@ def main(folder: Path) -> int:
   samples = wanted["input"]["shape"][1]
   jnp.fft.rfft = fourier_transform
   model = to_onnx(lambda x: encoder.embed(*read, x), [("b", samples)])
-  onnx.save(model, folder / FILE)
-  session = onnxruntime.InferenceSession(folder / FILE)
+  draft = folder / f"{FILE}.partial"
+  onnx.save(model, draft)
+  session = onnxruntime.InferenceSession(draft)
   x = verify_export.waveform(samples)
   name = session.get_inputs()[0].name
   run = lambda x: session.run(None, {name: x})[0]
@@ -93,7 +94,7 @@ def main(folder: Path) -> int:
   )
   allowed = wanted["allowed"]["encoder.stablehlo"]
   if not gap <= allowed:
-    (folder / FILE).unlink()
+    draft.unlink()
     print(
       f"{FILE} embeds with a difference of {gap:.1e}, where {allowed:.1e} is"
       " allowed, and was removed: this Fourier transform rounds otherwise than"
@@ -102,6 +103,7 @@ def main(folder: Path) -> int:
       file=sys.stderr,
     )
     return 1
+  draft.replace(folder / FILE)
   size = (folder / FILE).stat().st_size / 1e6
   print(f"{folder / FILE}: {size:.2f} MB, checked, difference {gap:.1e}")
   return 0

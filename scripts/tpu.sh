@@ -3,8 +3,11 @@
 #   ./run.sh tpu [--dry-run] [--keep] ARGUMENTS-OF-ssl_music.main
 # --dry-run prints the commands instead; --keep leaves the TPU where it is.
 # Project and credentials are those of gcloud. From the environment come
-#   TPU_NAME, TPU_ZONE, TPU_TYPE, TPU_VERSION
-#   TPU_SPOT=1   a spot TPU: cheap, and it may be taken away
+#   TPU_NAME, TPU_ZONE, TPU_VERSION
+#   TPU_TYPE     of a single machine, such as v6e-8, on whose disk the workdir
+#                is: several would have to share it (see README, Many hosts)
+#   TPU_SPOT=1   a spot TPU: cheap, and it may be taken away, with all that was
+#                learned on it: the workdir is fetched at the end
 #   TPU_DATA     the folder of prepared data sets, copied there
 #   TPU_OUT      the workdir here: the run goes on from it, and ends in it
 set -euo pipefail
@@ -51,9 +54,15 @@ all() {
 
 # However this ends, what has been learned is fetched and the TPU is deleted.
 made='' began=''
+# What still trains there gets the time to save.
+stop() {
+  all 'pkill -TERM -f "[s]sl_music.main"; for i in $(seq 120); do
+ pgrep -f "[s]sl_music.main" >/dev/null || break; sleep 1; done' || true
+}
 fetch() {
+  # tar ends with 1 where a file has changed meanwhile, and with 2 in earnest.
   tpu ssh "$name" --worker=0 \
-    '--command=tar -czf workdir.tar.gz -C ssl_music/workdir .' &&
+    '--command=tar -czf workdir.tar.gz -C ssl_music/workdir . || test $? = 1' &&
     tpu scp --worker=0 "$name:workdir.tar.gz" build/ &&
     run mkdir -p "$out" &&
     run tar -xzf build/workdir.tar.gz -C "$out"
@@ -61,7 +70,10 @@ fetch() {
 finish() {
   local code=$?
   trap '' INT TERM
-  if [ "$began" ] && ! fetch; then
+  if [ "$began" ] && [ "$code" != 0 ]; then
+    stop
+  fi
+  if [ "$began" ] && ! fetch && ! fetch; then
     echo "error: the workdir could not be fetched" >&2
     code=1
   fi

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_music import finetune, jobs, probe, sweep, train
+from ssl_music import features, finetune, jobs, online, probe, sweep, train
 from ssl_music.config import check_numbers
 from ssl_music.data import demo
 from ssl_music.data.tracks import Tracks
@@ -159,8 +159,10 @@ def check_data(config: ConfigDict) -> None:
     with _option("data.name", "pool" if config.pool else "datasets"):
       demo.ensure(data.name, data.data_dir)
       Tracks(data.name, data.splits, data.data_dir)
+    _check_online(config, task)
   for name in _names(config, "datasets"):
     data = _probing(config, "mel", name, Path()).data
+    tuned = _tuning(config, SCRATCH, name, 0).data
     with _option("data.name", "datasets"):
       demo.ensure(name, data.data_dir)
       parts = {s: Tracks(name, (s,), data.data_dir) for s in probe.SPLITS}
@@ -170,7 +172,25 @@ def check_data(config: ConfigDict) -> None:
           f"data set {name} has no tags in {split} to probe: leave it to"
           " --config.pool, and name others with --config.datasets"
         )
+    for tags, option in ((data.tags, "probe"), (tuned.tags, "finetune")):
+      features.choose_tags(
+        name, parts["train"].tags, tags, option=f"{option}.data.tags"
+      )
     _check_complete(config.probe, parts["test"])
+
+
+def _check_online(config: ConfigDict, task: str) -> None:
+  """Finds what is missing in the data that a pre-training is watched on."""
+  one = _pretraining(config, task, 0)
+  if not one.online.data:
+    return
+  with _option("data.name", f"pretrain.{task}.online.data"):
+    demo.ensure(one.online.data, one.data.data_dir)
+    tracks = Tracks(one.online.data, online.SPLITS, one.data.data_dir)
+  option = f"pretrain.{task}.online.tags"
+  features.choose_tags(
+    tracks.name, tracks.tags, one.online.tags, option=option
+  )
 
 
 def _pretraining(config: ConfigDict, name: str, seed: int) -> ConfigDict:
@@ -199,7 +219,7 @@ def _probing(
   one.encoder, one.data.name = encoder, data
   if config.data_dir is not None:
     one.data.data_dir = config.data_dir
-  one.cache_dir = str(folder / "embeddings")
+  one.cache_dir = one.cache_dir or str(folder / "embeddings")
   return one
 
 
@@ -209,7 +229,9 @@ def _tuning(
   one = config.finetune.copy_and_resolve_references()
   one.encoder = "random" if encoder == SCRATCH else encoder
   one.data.name = data
-  one.allow_missing = config.probe.allow_missing
+  # Scores of the same tracks and tags as the probes', if not said otherwise.
+  one.allow_missing = one.allow_missing or config.probe.allow_missing
+  one.data.tags = one.data.tags or config.probe.data.tags
   one.seed += seed
   if config.data_dir is not None:
     one.data.data_dir = config.data_dir

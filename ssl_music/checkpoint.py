@@ -145,10 +145,11 @@ def load(
     with open_run(workdir, read_only=True) as manager:
       steps = sorted(manager.all_steps())
       named = {"latest": manager.latest_step, "best": manager.best_step}
-      chosen = named.get(which, lambda: which)()
-      if chosen in steps:
+      named |= {str(step): lambda step=step: step for step in steps}
+      chosen = named.get(str(which), lambda: None)()
+      if chosen is not None:
         expected = _saved_checksums(manager, chosen)
-  if str(chosen) not in map(str, steps):
+  if chosen is None:
     raise InputError(
       f"no checkpoint {which!r} in {workdir} (steps there:"
       f" {', '.join(map(str, steps)) or 'none'}): give the workdir of a"

@@ -206,20 +206,22 @@ def choose_tags(
     the columns of the tags.
 
   Raises:
-    InputError: there is none.
+    InputError: there is none, or none that begins with one of the prefixes.
   """
-  beginnings = tuple(p for p in prefixes.split(",") if p) or ("",)
+  given = (prefix.strip() for prefix in prefixes.split(","))
+  beginnings = tuple(prefix for prefix in given if prefix) or ("",)
   columns = [i for i, tag in enumerate(tags) if tag.startswith(beginnings)]
   if not tags:
     raise InputError(
       f"data set {name} has no tags: name a single one that was prepared with a"
       " manifest that has some (several joined by + count as having none)"
     )
-  if not columns:
-    raise InputError(
-      f"data set {name} has no tags that begin with {prefixes}: choose others"
-      f" with --config.{option}"
-    )
+  for beginning in beginnings:
+    if not any(tag.startswith(beginning) for tag in tags):
+      raise InputError(
+        f"data set {name} has no tags that begin with {beginning}: choose others"
+        f" with --config.{option}"
+      )
   return columns
 
 

@@ -174,6 +174,7 @@ def start_from_encoder(
     "network": config.network,
     "pretext": task,
     "seed": config.seed,
+    "recipe": workdir.recipe(settings),
     "name": f"finetune:{task}",
   }
   return config, {k: tree["backbone"] for k, tree in state.items()}, described

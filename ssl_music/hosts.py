@@ -118,6 +118,15 @@ def barrier() -> None:
     _client().wait_at_barrier(_barriers[-1], _LONGEST * 1000)
 
 
+def from_first(text: str) -> str:
+  """Returns the first process's text to all; each calls it once."""
+  if not jax.distributed.is_initialized():
+    return text
+  if is_first():
+    _client().key_value_set("ssl_music/text", text)
+  return _client().blocking_key_value_get("ssl_music/text", _LONGEST * 1000)
+
+
 def agreement(mesh: Mesh) -> Callable[[int], int]:
   """Returns a function by which all processes do the same at the same step.
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from ssl_music import config as defaults
 from ssl_music import lock, workdir
+from ssl_music.data.tracks import find
 from ssl_music.errors import InputError
 
 
@@ -198,6 +199,8 @@ def _perform(one, records, passed, folder: Path) -> None:
     record["seconds"] += time.monotonic() - began
     if code == 0:
       record |= {"state": "done", "config": _identity(one)}
+      if one["product"] is not None:  # older, where there was nothing to do
+        os.utime(one["folder"] / one["product"])
     elif passed["signal"]:
       record["state"] = "waiting"
     else:
@@ -308,10 +311,23 @@ def found_done(
   product = one["folder"] / one["product"]
   if not product.exists():
     return False
-  # What is needed may have been deleted and made anew, of another config.
+  # What is needed may have been deleted and made anew, of another config; so
+  # may the data.
   begun = [Path(other["workdir"]) / "config.json" for other in needed]
   made = product.stat().st_mtime
-  return all(f.exists() and f.stat().st_mtime <= made for f in begun)
+  return all(
+    f.exists() and f.stat().st_mtime <= made for f in (*begun, *_tables(one))
+  )
+
+
+def _tables(one: Mapping) -> list[Path]:
+  """Returns the tables of the data sets that a job reads."""
+  data = one["config"].get("data")
+  names = data.name.split("+") if data else []
+  try:
+    return [find(name, data.data_dir) / "tracks.csv" for name in names]
+  except InputError:  # not there, which the job will say
+    return []
 
 
 def _identity(one: Mapping) -> str:

@@ -27,7 +27,8 @@ def hold(
     shared: lets in others that share it, and keeps out those that do not.
 
   Raises:
-    InputError: another process holds it, or the folder cannot be written to.
+    InputError: another process holds it, or the folder cannot be written to or
+      has no locks.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,9 +41,14 @@ def hold(
     try:
       kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
       fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       raise InputError(
         f"another process is {what} {folder}: wait for it, or {advice}"
+      ) from error
+    except OSError as error:
+      raise InputError(
+        f"cannot lock {folder} ({error.strerror}), which keeps two processes"
+        f" out of it: mount its file system with locks, or {advice}"
       ) from error
     yield
 
@@ -55,6 +61,8 @@ def is_held(folder: Path) -> bool:
   with file.open() as opened:
     try:
       fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       return True
+    except OSError:  # a file system without locks, where nothing is held
+      return False
   return False

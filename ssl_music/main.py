@@ -58,6 +58,15 @@ _PROFILE = flags.DEFINE_integer(
 )
 
 
+# What a config of each job has, and no other.
+_FIELDS = {
+  "pretrain": ("pretext", "online"),
+  "probe": ("encoder", "probe"),
+  "finetune": ("encoder", "aggregation"),
+  "benchmark": ("pretrain", "datasets"),
+}
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the job or jobs of the config; returns the exit code."""
   if len(argv) > 1:
@@ -73,6 +82,11 @@ def main(argv: Sequence[str]) -> int:
     raise InputError(
       f"no job {config.job!r}: set --config.job to one of"
       f" {', '.join((*sweep.JOBS, 'benchmark'))}"
+    )
+  if lacking := [name for name in _FIELDS[config.job] if name not in config]:
+    raise InputError(
+      f"the job {config.job} needs config.{lacking[0]}, and this config is of"
+      f" another job: leave --config.job away, or take another file of configs/"
     )
   meeting = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   several = config.job == "benchmark" or "sweep" in config

@@ -181,6 +181,11 @@ class Encoder:
       raise InputError(
         f"cannot embed {name} ({error}): give another file"
       ) from error
+    except OSError as error:
+      raise InputError(
+        f"cannot write temporary files to {tempfile.gettempdir()}"
+        f" ({error.strerror}): free some space there, or set TMPDIR"
+      ) from error
 
   def embed_cut(self, cut: cuts.Cut) -> np.ndarray:
     """Embeds the segments of a track in flat memory, float32 [N, D]."""

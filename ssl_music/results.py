@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music import workdir
 from ssl_music.errors import InputError
 from ssl_music.metrics import METRICS
 
@@ -135,11 +136,11 @@ def panels(
   """Groups probes by what they are scored on, then by encoder.
 
   Scores of two fingerprints never meet: such a data set's panels have the
-  fingerprint in their titles. Nor do scores of one encoder that do not differ
-  in its seed, but in some other setting: their labels have their folders.
+  fingerprint in their titles. Nor do scores of one encoder that differ in some
+  other setting than its seed: their labels have their folders.
 
   Args:
-    probes: of `read_probe`.
+    probes: of `read_probe`, with their "config" where it is known.
 
   Returns:
     {panel's title: {encoder's label: group of `group`}}, titles in alphabetical
@@ -167,10 +168,20 @@ def panels(
 def _apart(
   name: str, runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Sequence[Mapping[str, Any]]]:
-  """Returns runs that differ in their seeds together, others one by one."""
-  if len({run.get("seed") for run in runs}) == len(runs):
+  """Returns runs that differ in their seeds alone together, others apart."""
+  alike: dict[tuple, list] = {}
+  for run in runs:
+    recipes = run.get("recipe"), workdir.recipe(run.get("config") or {})
+    alike.setdefault(recipes, []).append(run)
+  groups = []
+  for same in alike.values():
+    seeds = {run.get("seed") for run in same}
+    groups += [same] if len(seeds) == len(same) else [[run] for run in same]
+  if len(groups) == 1:
     return {name: runs}
-  return {f"{name} ({folder})": [run] for folder, run in names(runs).items()}
+  folder = {id(run): short for short, run in names(runs).items()}
+  where = lambda group: ", ".join(folder[id(run)] for run in group)
+  return {f"{name} ({where(group)})": group for group in groups}
 
 
 def group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

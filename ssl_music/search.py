@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music.data.files import printable
 from ssl_music.embed import positive
 from ssl_music.errors import InputError, report
 
@@ -47,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     queries, failed = embed(encoder, options.files, about["hop"])
     found = search(queries, paths, means, options.top)
     for file, near in found.items():
-      print(_FORMATS[options.format](file, near))
+      print(_FORMATS[options.format](printable(file), near))
   for file, reason in failed.items():
-    print(f"failed {file}: {reason}", file=sys.stderr)
+    print(printable(f"failed {file}: {reason}"), file=sys.stderr)
   if options.map is not None:
     from ssl_music import (
       music_map,
@@ -165,6 +166,8 @@ def search(
 
 
 def _same(file: str, other: str) -> bool:
+  if printable(os.path.abspath(file)) == other:  # noqa: PTH100 (no links read)
+    return True
   try:
     return os.path.samefile(file, other)  # noqa: PTH121 (str in, bool out)
   except (OSError, ValueError):  # a track that is gone

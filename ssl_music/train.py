@@ -86,6 +86,7 @@ def train(
     settings["pretext"]["head"] = (*config.pretext.head, len(tracks.tags))
   # Into the config that a resumed run must equal.
   settings["data"]["fingerprint"] = data_fingerprint(tracks, task.labels)
+  workdir.check_alike(settings)
   batches = pipeline.pretraining_batches(
     tracks,
     seconds=config.data.seconds,

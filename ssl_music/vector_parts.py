@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -199,8 +200,9 @@ def settle(folder: Path) -> None:
   """
   merged = folder / vectors.MERGED
   shutil.rmtree(merged.with_name(merged.name + PARTIAL), ignore_errors=True)
-  for draft in (folder / vectors.PARTS).glob(f"*{PARTIAL}"):
-    draft.unlink()
+  for place in (folder, folder / vectors.PARTS):
+    for draft in place.glob(f"*{PARTIAL}"):
+      draft.unlink()
   if not merged.exists():
     return
   kept = vectors.FORMATS[vectors.read_about(folder)["format"]]
@@ -264,9 +266,10 @@ def merge(folder: Path, about: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
   """Writes `embeddings.json`, whole or not at all."""
-  draft = folder / (vectors.ABOUT + PARTIAL)
+  # Several processes may begin a folder at once.
+  draft = folder / f"{vectors.ABOUT}.{uuid.uuid4().hex}{PARTIAL}"
   draft.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-  draft.rename(folder / vectors.ABOUT)
+  draft.replace(folder / vectors.ABOUT)
 
 
 def write_failed(file: Path, failed: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ What was said last of a file counts: parts before the table, later parts before
 earlier ones. Readers see parts, too. `vector_parts` writes.
 """
 
+import contextlib
 import csv
 import itertools
 import json
@@ -180,8 +181,10 @@ def find_sources(folder: Path, about: Mapping[str, Any]) -> list[Source]:
   found = []
   names = FORMATS[about["format"]]
   files = tuple(place(folder, name) for name in names)
+  if not files[0].exists():  # it may have been moved since it was looked for
+    files = tuple(place(folder, name) for name in names)
   if files[0].exists():
-    failed = _read_failed(place(folder, FAILED))
+    failed = _read_failed(place(folder, FAILED), folder / FAILED)
     found.append(Source(about["format"], files, failed))
   for part in part_files(folder):
     found.append(Source("parquet", (part,), _failed_of(part)))
@@ -320,11 +323,15 @@ def _numpy_blocks(file: Path, table: Path, vectors: bool) -> Iterator[Block]:
     raise ValueError(f"{count} vectors, {seen} lines in {table.name}")
 
 
-def _read_failed(file: Path) -> dict[str, str]:
-  if not file.exists():
-    return {}
-  with file.open(newline="", encoding="utf-8") as opened:
-    return {row["path"]: row["reason"] for row in csv.DictReader(opened)}
+def _read_failed(*files: Path) -> dict[str, str]:
+  """Reads the first table that is there; none says that nothing has failed."""
+  for file in files:
+    with (
+      contextlib.suppress(FileNotFoundError),
+      file.open(newline="", encoding="utf-8") as opened,
+    ):
+      return {row["path"]: row["reason"] for row in csv.DictReader(opened)}
+  return {}
 
 
 def _failed_of(part: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_music import checkpoint, workdir
+from ssl_music import checkpoint, results, workdir
 from ssl_music.errors import InputError
 from ssl_music.models import safetensors_file, torch_checkpoint
 
@@ -75,6 +75,8 @@ def read(
       "step": step,
       "network": network,
       "pretext": "finetune" if tuned else config["pretext"]["name"],
+      "seed": config["seed"],
+      "recipe": workdir.recipe(config),
     },
     path if tuned else None,
   )
@@ -88,8 +90,10 @@ def _of_file(path: Path, network: str) -> Weights:
 
 def _of_export(path: Path, network: str) -> Weights:
   """An export, which says of itself what its source was."""
-  found = _of_file(path / EXPORTED, network)
   source = workdir.read_config(path).get("source", {})
+  # Its one network may be asked for by the name that it had there.
+  own = network == source.get("network")
+  found = _of_file(path / EXPORTED, "student" if own else network)
   return found._replace(
     described={"encoder": str(path)} | source,
     head=path if (path / "head.npz").is_file() else None,
@@ -109,7 +113,9 @@ def _of_probe(path: Path, config: Mapping[str, Any]) -> Weights:
       f"the probe in {path} is of the encoder {encoder}, which is not there:"
       " start from the folder in which the probe was made, or move it back"
     )
-  found = read(encoder, config["checkpoint"], config["network"])
+  # The step that was probed: "latest" may be another by now.
+  step = results.read(path).get("step", config["checkpoint"])
+  found = read(encoder, step, config["network"])
   return found._replace(head=path)
 
 

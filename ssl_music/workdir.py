@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import signal
 import time
@@ -26,6 +27,8 @@ FREE = (
   "log_every_",
   "on_collapse",
 )
+# What tells runs of one recipe apart.
+_OF_ONE_RUN = ("seed", "encoder", "checkpoint")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -64,17 +67,11 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
   with hold(folder, "running in", "give another --workdir"):
     file = folder / "config.json"
     if file.exists():
-      changed = [
-        line
-        for line in difference(read_config(folder), config)
-        if not line.startswith(FREE)
-      ]
+      changed = _changes(read_config(folder), config)
       if changed:
-        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise InputError(
-          f"the workdir {folder} holds a run of another config"
-          f" ({'; '.join(changed[:5])}{more}): give another --workdir, or the"
-          " config of that run"
+          f"the workdir {folder} holds a run of another config ({changed}):"
+          " give another --workdir, or the config of that run"
         )
     else:
       partial = folder / "config.json.partial"
@@ -82,6 +79,31 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
         partial.write_text(json.dumps(config, indent=2) + "\n")
         partial.rename(file)
     yield
+
+
+def check_alike(config: Mapping[str, Any]) -> None:
+  """Finds that processes of one run have other settings, or other data.
+
+  Args:
+    config: of this process, as a plain dict, with the data's fingerprint.
+
+  Raises:
+    InputError: the first process has another one.
+  """
+  text = json.dumps(config)
+  changed = _changes(json.loads(hosts.from_first(text)), json.loads(text))
+  if changed:
+    raise InputError(
+      f"other settings or data than process 0 has ({changed}): give all"
+      " processes the same command and the same data set"
+    )
+
+
+def _changes(old: dict, new: dict) -> str:
+  """Says in which fields two configs differ; "" where none matters."""
+  lines = [li for li in difference(old, new) if not li.startswith(FREE)]
+  more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
+  return "; ".join(lines[:5] + more)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -98,6 +120,32 @@ def read_config(folder: Path) -> dict[str, Any]:
       f"no run in {folder} (its config.json is missing or damaged): give the"
       " workdir of a run"
     ) from error
+
+
+def recipe(config: Mapping[str, Any]) -> str:
+  """Returns a hash of a run's settings but its seed: what seeds compare.
+
+  Nor does count which encoder it begins with, which has a recipe of its own.
+
+  Args:
+    config: as of `read_config`.
+  """
+  settings = {
+    name: value
+    for name, value in _fields(config)
+    if not name.startswith((*FREE, *_OF_ONE_RUN))
+  }
+  text = json.dumps(settings, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
+  """Yields (dotted name, value) of nested dicts."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _fields(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -1,5 +1,7 @@
 """What the benchmarks read from compiled programs."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,19 @@ def test_the_losses_largest_array_is_no_matrix_of_all_with_all():
   rows, columns = 2 * 64, 2 * config["batch"]
   _, size = programs.largest_array(text)
   assert size == rows * columns * 4
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", "vicreg"])
+def test_the_losses_send_their_matrix_once(task):
+  config = importlib.import_module(f"configs.{task}").get_config("laptop")
+  config.batch, config.pretext.head = 4 * len(jax.devices()), (8, 96)
+  devices = parallel.make_mesh()
+  text = programs.compile_loss(config.to_dict(), devices).as_text()
+  found = programs.collectives(text, devices.size)
+  matrices = {"barlow_twins": 1, "vicreg": 2}[task]  # a pair, or a view
+  matrix = matrices * 96 * 96 * 4
+  # Besides there are means of features, of each view.
+  assert matrix <= sum(c.payload for c in found) < 1.4 * matrix
 
 
 def test_memory_holds_arguments_and_results():

@@ -96,13 +96,7 @@ def cut(pcm: np.ndarray, length: int, step: int) -> Cut:
   Raises:
     AudioError: the track is shorter than a segment.
   """
-  energy = ready.block_energy(pcm)
-  if len(energy) < length:
-    raise audio.AudioError(
-      f"too short ({len(pcm) / audio.SAMPLE_RATE:.1f} s, under a segment's"
-      f" {length * BLOCK / audio.SAMPLE_RATE:g} s)"
-    )
-  return Cut(pcm, *choose(energy, length, step), len(pcm))
+  return Cut(pcm, *choose(ready.block_energy(pcm), length, step), len(pcm))
 
 
 def choose(
@@ -111,13 +105,22 @@ def choose(
   """Returns the segments of a track: their starts, and which are sounding.
 
   Args:
-    energy: float32 [blocks], of `ready.block_energy`; `length` or more.
+    energy: float32 [blocks], of `ready.block_energy`.
     length: of a segment, in blocks.
     step: from a segment's start to the next one's, in blocks.
 
   Returns:
     int64 [N], in samples; bool [N], one or more of them true.
+
+  Raises:
+    AudioError: the track is shorter than a segment.
   """
+  if len(energy) < length:
+    seconds = BLOCK / audio.SAMPLE_RATE
+    raise audio.AudioError(
+      f"too short ({len(energy) * seconds:.1f} s, under a segment's"
+      f" {length * seconds:g} s)"
+    )
   starts = np.arange(0, len(energy) - length + 1, step)
   rms = float(np.sqrt(energy.mean(dtype=np.float64)))
   sounding = segments.sounding(energy, rms, length)[starts]

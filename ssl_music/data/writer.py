@@ -52,8 +52,8 @@ def write(
   """Writes a data set; an interrupted one leaves nothing that looks finished.
 
   It is written to a folder called `incomplete.…` and renamed when whole. A run
-  that was killed or interrupted leaves that folder, and the same again goes on
-  after the parts that were finished.
+  that was killed, interrupted or found the disk full leaves that folder, and
+  the same again goes on after the parts that were finished.
 
   Args:
     name: of the data set, its folder under `data_dir`.
@@ -91,7 +91,10 @@ def write(
       if replaced.exists() and not folder.exists():
         replaced.rename(folder)  # killed between the two renamings below
       _begin(
-        unfinished, parts.signature(plan, min_seconds, VERSION, plan["tags"])
+        unfinished,
+        parts.signature(
+          plan, min_seconds, VERSION, plan["tags"], plan["max_seconds"]
+        ),
       )
       pool = contextlib.nullcontext(run) if run else workers.pool(processes)
       summary = _write_into(unfinished, name, plan, min_seconds, pool)
@@ -100,15 +103,18 @@ def write(
       unfinished.rename(folder)
       shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-      raise InputError(
+      raise Resumable(
         f"cannot write data set {name} to {folder.parent}"
-        f" ({error.strerror or error}), and nothing of it is kept: free some"
-        " space there, make it writable, or give another --data_dir"
+        f" ({error.strerror or error}): free some space there, or make it"
+        " writable, and run the same command again, which goes on after the"
+        f" parts that are finished ({unfinished.name}); or give another"
+        " --data_dir"
       ) from error
     finally:
-      kept = (KeyboardInterrupt, SystemExit, Resumable)
-      ended = isinstance(sys.exception(), kept)
-      if unfinished.exists() and not ended:
+      error = sys.exception()
+      given_up = isinstance(error, InputError)
+      given_up &= not isinstance(error, Resumable)
+      if unfinished.exists() and given_up:
         # Renamed first, so that no worker finds its way there.
         unfinished = unfinished.rename(folder.with_name("incomplete.given_up"))
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -187,6 +187,8 @@ def array(tensor: Tensor, storage: bytes, little_endian: bool) -> np.ndarray:
   except (OverflowError, ValueError) as error:
     raise Refused("holds a tensor of no possible shape") from error
   if dtype.kind == "b":
+    if tensor.negative:
+      raise Refused("holds a negative tensor of truth values")
     values = np.asarray(values != 0)  # whatever is not 0 is true
   if little_endian != (sys.byteorder == "little"):
     part = dtype.itemsize // (2 if dtype.kind == "c" else 1)

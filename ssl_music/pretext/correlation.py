@@ -1,5 +1,7 @@
 """Statistics of features over the global batch, for the losses made of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +41,8 @@ def standardise(
 def product(a: jax.Array, b: jax.Array, axis_name: str | None) -> jax.Array:
   """Returns a'b / (B - 1) over the global batch, [..., D, D].
 
-  Each device sends a feature × feature matrix, whatever the batch.
+  Each device sends a feature × feature matrix, whatever the batch. All devices
+  have to make the same of it, whose gradient then needs no further exchange.
 
   Args:
     a: [..., B, D].
@@ -50,8 +53,29 @@ def product(a: jax.Array, b: jax.Array, axis_name: str | None) -> jax.Array:
     "...bd,...be->...de", a, b, precision=jax.lax.Precision.HIGHEST
   )
   if axis_name is not None:
-    total = jax.lax.psum(total, axis_name)
+    total = _sum(total, axis_name)
   return total / (batch_size(a, axis_name) - 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum(x: jax.Array, axis_name: str) -> jax.Array:
+  """Returns the sum over devices, whose gradient is the same on all of them.
+
+  The derivative of `jax.lax.psum` adds up the devices' gradients, which here is
+  one of them times their number: a matrix less to send.
+  """
+  return jax.lax.psum(x, axis_name)
+
+
+def _sum_forward(x: jax.Array, axis_name: str) -> tuple[jax.Array, None]:
+  return _sum(x, axis_name), None
+
+
+def _sum_backward(axis_name: str, _: None, grad: jax.Array) -> tuple[jax.Array]:
+  return (grad * jax.lax.axis_size(axis_name),)
+
+
+_sum.defvjp(_sum_forward, _sum_backward)
 
 
 def mean_off_diagonal(matrix: jax.Array) -> jax.Array:
