@@ -188,9 +188,7 @@ def _check_online(config: ConfigDict, task: str) -> None:
     demo.ensure(one.online.data, one.data.data_dir)
     tracks = Tracks(one.online.data, online.SPLITS, one.data.data_dir)
   option = f"pretrain.{task}.online.tags"
-  features.choose_tags(
-    tracks.name, tracks.tags, one.online.tags, option=option
-  )
+  features.choose_tags(tracks.name, tracks.tags, one.online.tags, option=option)
 
 
 def _pretraining(config: ConfigDict, name: str, seed: int) -> ConfigDict:

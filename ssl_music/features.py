@@ -219,8 +219,8 @@ def choose_tags(
   for beginning in beginnings:
     if not any(tag.startswith(beginning) for tag in tags):
       raise InputError(
-        f"data set {name} has no tags that begin with {beginning}: choose others"
-        f" with --config.{option}"
+        f"data set {name} has no tags that begin with {beginning}: choose"
+        f" others with --config.{option}"
       )
   return columns
 

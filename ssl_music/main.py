@@ -83,11 +83,6 @@ def main(argv: Sequence[str]) -> int:
       f"no job {config.job!r}: set --config.job to one of"
       f" {', '.join((*sweep.JOBS, 'benchmark'))}"
     )
-  if lacking := [name for name in _FIELDS[config.job] if name not in config]:
-    raise InputError(
-      f"the job {config.job} needs config.{lacking[0]}, and this config is of"
-      f" another job: leave --config.job away, or take another file of configs/"
-    )
   meeting = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   several = config.job == "benchmark" or "sweep" in config
   if _PROFILE.value and (several or config.job != "pretrain"):
@@ -119,6 +114,7 @@ def _run(config: ConfigDict, folder: str) -> int:
       f"{jax.process_count()} processes share one pre-training, and this is the"
       f" job {config.job}: run it in a single process"
     )
+  _check_fields(config)
   first = alone or hosts.is_first()
   if not first:  # what there is to say, one says for all
     logging.set_verbosity(logging.ERROR)
@@ -137,6 +133,7 @@ def _run(config: ConfigDict, folder: str) -> int:
 
 def _run_several(config: ConfigDict, folder: str) -> int:
   """Runs, submits or shows the jobs of a benchmark or of a sweep."""
+  _check_fields(config)
   slurm = config.get("slurm", defaults.slurm())
 
   def submit(planned: list, folder: str) -> int:
@@ -153,6 +150,17 @@ def _run_several(config: ConfigDict, folder: str) -> int:
   if _STATUS.value or _DRY_RUN.value:
     return execute(benchmark.plan(config, folder), folder)
   return benchmark.run(config, folder, execute)
+
+
+def _check_fields(config: ConfigDict) -> None:
+  """Refuses a config that was written for another job."""
+  for name in _FIELDS[config.job]:
+    if name not in config:
+      raise InputError(
+        f"the job {config.job} needs config.{name}, and this config is of"
+        " another job: leave --config.job away, or take a file of configs/ that"
+        " is of this one"
+      )
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

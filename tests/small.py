@@ -56,14 +56,21 @@ def pretrained(data_dir, folder):
     the backbone in its checkpoint, of step 7: {"params", "batch_stats"}.
   """
   settings = tiny.pretraining(data_dir, seed=5).to_dict()
-  state = jax.device_get(step.init_state(settings, optax.identity()))
+  (folder / "config.json").write_text(json.dumps(settings))
+  trained = state(data_dir)
+  with checkpoint.open_run(folder) as saved:
+    checkpoint.save(saved, 7, trained, {"loss": 1.0})
+  return {kind: trained[kind]["backbone"] for kind in step.KINDS}
+
+
+def state(data_dir):
+  """Returns the state that `pretrained` saves, NumPy arrays."""
+  settings = tiny.pretraining(data_dir, seed=5).to_dict()
+  found = jax.device_get(step.init_state(settings, optax.identity()))
   # Unlike any initial one, also where the initial one is constant; and alive:
   # of a network whose last ReLUs are all at 0, every embedding is the same.
   rng = np.random.default_rng(5)
   stir = lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape, "f")
-  state["params"] = jax.tree.map(stir, state["params"])
-  state["batch_stats"] = jax.tree.map(lambda x: 1.5 * x, state["batch_stats"])
-  (folder / "config.json").write_text(json.dumps(settings))
-  with checkpoint.open_run(folder) as saved:
-    checkpoint.save(saved, 7, state, {"loss": 1.0})
-  return {kind: state[kind]["backbone"] for kind in step.KINDS}
+  found["params"] = jax.tree.map(stir, found["params"])
+  found["batch_stats"] = jax.tree.map(lambda x: 1.5 * x, found["batch_stats"])
+  return found

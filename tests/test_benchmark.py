@@ -76,6 +76,17 @@ def test_networks_that_learn_the_tags(config, tmp_path):
     benchmark.plan(config, tmp_path)
 
 
+def test_settings_of_the_probes_are_kept(config, tmp_path):
+  config.encoders = "mel,supervised"
+  config.probe.cache_dir = "/scratch"
+  config.probe.data.tags = "genre---"
+  config.finetune.allow_missing = True
+  probed, tuned = (job["config"] for job in benchmark.plan(config, tmp_path))
+  assert probed.cache_dir == "/scratch"
+  assert probed.data.tags == tuned.data.tags == "genre---"
+  assert tuned.allow_missing and not probed.allow_missing
+
+
 def test_another_seed_adds_jobs_and_keeps_the_others(config, tmp_path):
   before = {job["name"]: job for job in benchmark.plan(config, tmp_path)}
   config.seeds = 3
@@ -132,6 +143,14 @@ def test_the_paper_preset_is_that_of_all_its_parts():
     ({"pool": "absent"}, r"no data set 'absent' .*--config\.pool"),
     ({"datasets": "tiny,untagged"}, "untagged has no tags in train"),
     ({"seeds": 0}, "seeds=0 is too small"),
+    (
+      {"probe": {"data": {"tags": "high,loud"}}},
+      r"no tags that begin with loud: .* --config\.probe\.data\.tags",
+    ),
+    (
+      {"pretrain": {"byol": {"online": {"data": "absent"}}}},
+      r"no data set 'absent' .*--config\.pretrain\.byol\.online\.data",
+    ),
     ({"probe": {"probe": {"seeds": 0}}}, r"config\.probe\.probe\.seeds=0 is"),
     ({"probe": {"probe": {"shares": (0.1,)}}}, r"with --config\.probe\.probe"),
     (

@@ -194,8 +194,9 @@ def test_a_flipped_bit_is_noticed(tmp_path):
   whole = bytearray(file.read_bytes())
   whole[len(whole) // 2] ^= 1
   file.write_bytes(whole)
-  with pytest.raises(InputError, match="its params are not what was saved"):
-    checkpoint.load(tmp_path)
+  for which in ("latest", 1, "1"):
+    with pytest.raises(InputError, match="its params are not what was saved"):
+      checkpoint.load(tmp_path, which)
   with (
     checkpoint.open_run(tmp_path) as manager,
     pytest.raises(InputError, match="its params are not what was saved"),

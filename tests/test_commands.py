@@ -325,6 +325,8 @@ CONFIG = "--config=configs/contrastive.py"
     ([f"{CONFIG}:huge"], "no preset 'huge'"),
     (["--config=README.md"], "README.md is no Python file"),
     ([CONFIG, "--config.job=sweep", "--workdir=x"], "no job 'sweep'"),
+    ([CONFIG, "--config.job=probe", "--workdir=x"], "is of another job"),
+    ([CONFIG, "--config.job=benchmark", "--workdir=x"], "is of another job"),
     ([CONFIG, "--config.batchsize=3"], "no field --config.batchsize"),
     ([CONFIG, "--config.batch=many"], "batch"),
     ([CONFIG, "--walkdir=x"], "walkdir"),

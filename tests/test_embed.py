@@ -17,7 +17,8 @@ import tiny
 
 import ssl_music
 from ssl_music import embed, embed_files, lock, vector_parts, vectors
-from ssl_music.data import audio
+from ssl_music.data import audio, cuts
+from ssl_music.data.segments import BLOCK
 from ssl_music.errors import InputError
 
 RATE = tiny.RATE
@@ -104,6 +105,19 @@ def test_long_tracks_wait_in_files(encoder, music, out, monkeypatch):
   for name in GOOD:
     np.testing.assert_array_equal(found[name], expected[name])
   assert not list((out.with_name("long") / "parts").glob("*.partial"))
+
+
+def test_a_long_track_may_be_shorter_than_a_segment(tmp_path):
+  wave = tiny.waveform(tiny.tracks()[0])
+  soundfile.write(tmp_path / "a.wav", wave, RATE)
+  blocks = len(wave) // BLOCK
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(audio, "HELD", RATE)
+    decode = cuts.Decode(blocks + 1, 1, tmp_path, "pcm")
+    assert "too short" in decode((0, str(tmp_path / "a.wav")))
+    assert not list(tmp_path.glob("*.pcm"))
+    decode = cuts.Decode(blocks, 1, tmp_path, "pcm")
+    assert len(decode((0, str(tmp_path / "a.wav"))).starts) == 1
 
 
 def test_again_only_what_is_new_or_changed(encoder, music, out):

@@ -163,10 +163,26 @@ def test_an_export_is_loaded_and_probed_like_its_source(
     "step": 7,
     "network": "student",
     "pretext": "contrastive",
+    "seed": 5,
+    "recipe": there.described["recipe"],
   }
   config = tiny.probing(data_dir, encoder=str(exported))
   tracks = Tracks("tiny", ("train",), data_dir)
   assert features.load_encoder(config, tracks).identity == here.identity
+
+
+def test_an_exported_teacher_answers_to_its_name(exported, tmp_path):
+  with pytest.raises(InputError, match="there is no teacher in an export"):
+    ssl_music.load(exported, network="teacher")
+  folder = rewrite(
+    exported,
+    tmp_path / "teacher",
+    lambda c: c["source"].update(network="teacher"),
+  )
+  for network in ("student", "teacher"):
+    assert ssl_music.load(folder, network=network).described["network"] == (
+      "teacher"
+    )
 
 
 def test_anybody_can_check_it_again(exported, environment, tmp_path):

@@ -185,6 +185,21 @@ def test_a_mistake_of_one_ends_all(together, tmp_path):
   assert "error: no data set 'tiny'" in said[1]
 
 
+@pytest.mark.parametrize("changed", ["seed", "data"])
+def test_others_settings_or_data_are_refused(
+  together, data_dir, tmp_path, changed
+):
+  more = "--config.seed=3"
+  if changed == "data":
+    tiny.write(tmp_path / "copy", rows=tiny.tracks()[1:])
+    more = f"--config.data.data_dir={tmp_path / 'copy'}"
+  codes, said = together(2, tmp_path / "run", more={1: [more]})
+  assert codes == [2, 2]
+  field = "seed: 0 -> 3" if changed == "seed" else "data.fingerprint: "
+  assert f"other settings or data than process 0 has ({field}" in said[1]
+  assert "error: process 1 has ended: other settings or data" in said[0]
+
+
 def test_mistakes_of_all_are_said_once(together, tmp_path):
   more = ["--config.job=probe"]
   codes, said = together(2, tmp_path / "run", more={0: more, 1: more})

@@ -1,8 +1,11 @@
 """A trained encoder, as a person uses it from Python."""
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small
@@ -10,7 +13,8 @@ import soundfile
 import tiny
 
 import ssl_music
-from ssl_music import probe
+from ssl_music import checkpoint, probe
+from ssl_music.data import audio
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 
@@ -104,6 +108,27 @@ def test_tags_are_the_probes(runs, data_dir, encoder):
     assert found.keys() == wanted.keys()
     for tag, value in found.items():
       assert value == pytest.approx(wanted[tag], abs=0.01)
+
+
+def test_a_head_meets_the_weights_that_it_was_trained_on(runs, data_dir):
+  head = ssl_music.load(runs / "probe")
+  other = jax.tree.map(lambda x: 1.5 * x, small.state(data_dir))
+  with checkpoint.open_run(runs / "pretrained") as saved:
+    checkpoint.save(saved, 9, other, {"loss": 1.0})  # training goes on
+  latest = ssl_music.load(runs / "pretrained")
+  assert latest.described["step"] == 9 and latest.identity != head.identity
+  assert ssl_music.load(runs / "probe").identity == head.identity
+  shutil.rmtree(runs / "pretrained" / "checkpoints" / "7")
+  with pytest.raises(InputError, match="no checkpoint 7 in"):
+    ssl_music.load(runs / "probe")
+
+
+def test_a_long_track_has_nowhere_to_wait(encoder, tmp_path, monkeypatch):
+  soundfile.write(tmp_path / "a.wav", tiny.waveform(tiny.tracks()[0]), RATE)
+  monkeypatch.setattr(audio, "HELD", RATE)
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+  with pytest.raises(InputError, match="cannot write temporary files to"):
+    encoder.embed(tmp_path / "a.wav")
 
 
 def test_an_encoder_without_a_head_cannot_tag(runs, track):

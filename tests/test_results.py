@@ -143,6 +143,25 @@ def test_other_settings_of_an_encoder_are_not_taken_for_seeds(tmp_path):
   assert set(groups) == {"byol (low/probe)", "byol (high/probe)", "mel"}
 
 
+def test_seeds_are_averaged_within_each_setting(tmp_path):
+  for seed in (0, 1):
+    for rate in ("low", "high"):
+      folder = tmp_path / f"seed={seed},rate={rate}"
+      fake_runs.probe(folder, "byol", seed=seed, recipe=rate)
+    fake_runs.probe(tmp_path / f"head{seed}", "byol", seed=seed, recipe="low")
+  read = [
+    results.read_probe(folder)
+    | {"config": {"seed": 5, "probe": {"steps": len(folder.name)}}}
+    for folder in sorted(tmp_path.iterdir())
+  ]
+  (groups,) = results.panels(read).values()
+  assert {name: len(one["runs"]) for name, one in groups.items()} == {
+    "byol (head0, head1)": 2,
+    "byol (seed=0,rate=high, seed=1,rate=high)": 2,
+    "byol (seed=0,rate=low, seed=1,rate=low)": 2,
+  }
+
+
 def test_only_settings_that_differ_are_listed():
   configs = {
     "a": {"seed": 0, "head": [1, 2], "pretext": {"name": "x", "t": 0.1}},

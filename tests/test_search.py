@@ -4,7 +4,9 @@ import base64
 import html.parser
 import io
 import json
+import os
 import shutil
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -96,6 +98,25 @@ def test_neighbours_of_a_file(encoder, music, embedded, tmp_path, capsys):
   assert [name(one["path"]) for one in found] == [
     name(paths[row]) for row in order
   ]
+
+
+def test_a_name_that_is_not_utf8(encoder, tmp_path, capsys):
+  music = tmp_path / "music"
+  music.mkdir()
+  for index, name in enumerate((b"caf\xe9.flac", b"tea.flac")):
+    file = os.fsdecode(name)
+    wave = tiny.waveform(tiny.tracks()[index])
+    soundfile.write(os.fsencode(music / file), wave, tiny.RATE)
+  out = tmp_path / "vectors"
+  arguments = [str(music), f"--encoder={encoder}", f"--out={out}"]
+  assert embed.main([*arguments, "--processes=0"]) == 0
+  capsys.readouterr()
+  file = str(music / os.fsdecode(b"caf\xe9.flac"))
+  assert search.main([file, f"--embeddings={out}", "--format=json"]) == 0
+  said = json.loads(capsys.readouterr().out)
+  assert said["path"] == str(music / "caf\\udce9.flac")
+  # The file itself is left out, whatever its name.
+  assert [Path(one["path"]).name for one in said["neighbours"]] == ["tea.flac"]
 
 
 def test_a_table(music, embedded, capsys):

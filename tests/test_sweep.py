@@ -9,10 +9,13 @@ from pathlib import Path
 
 import job_functions
 import pytest
+import tiny
 from job_functions import fail, job, slow
+from ml_collections import ConfigDict
 
 from ssl_music import config as defaults
 from ssl_music import jobs, lock, sweep
+from ssl_music.data.tracks import find
 from ssl_music.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +166,25 @@ def test_what_is_done_is_found_without_records(tmp_path):
   assert len(processes(tmp_path / "b")) == 2
   # Of this one, the record alone says that it is done.
   assert len(processes(tmp_path / "c")) == 1
+
+
+def test_data_that_were_prepared_anew_are_not_done(tmp_path):
+  tiny.write(tmp_path / "data")
+  one = job("a", tmp_path)
+  with one["config"].unlocked():
+    one["config"].data = ConfigDict(
+      {"name": "tiny", "data_dir": str(tmp_path / "data")}
+    )
+  for _ in range(2):
+    assert jobs.run([one], tmp_path) == 0
+  assert len(processes(tmp_path / "a")) == 1
+  table = find("tiny", tmp_path / "data") / "tracks.csv"
+  later = time.time() + 1
+  os.utime(table, (later, later))
+  time.sleep(1)
+  for _ in range(2):
+    assert jobs.run([one], tmp_path) == 0
+  assert len(processes(tmp_path / "a")) == 2
 
 
 def test_only_one_may_run_in_a_folder(tmp_path):

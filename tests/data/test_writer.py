@@ -17,7 +17,7 @@ import tiny
 from ssl_music import progress
 from ssl_music.data import audio, parts, segments, shards, writer
 from ssl_music.data.tracks import Tracks, find
-from ssl_music.errors import InputError
+from ssl_music.errors import InputError, Resumable
 
 
 def test_reads_back_what_was_written(data_dir):
@@ -178,7 +178,9 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_unbroken_one(
       assert (found / name).read_bytes() == (same / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("change", ["tags", "file", "min_seconds"])
+@pytest.mark.parametrize(
+  "change", ["tags", "file", "min_seconds", "max_seconds"]
+)
 def test_a_changed_plan_starts_anew(tmp_path, change):
   file = tmp_path / "audio"
   file.write_bytes(b"x")
@@ -191,7 +193,9 @@ def test_a_changed_plan_starts_anew(tmp_path, change):
     file.write_bytes(b"xy")
   rest = _Interrupted(None)
   seconds = 4.5 if change == "min_seconds" else 4.0
-  tiny.write(tmp_path, rows=rows, load=rest, min_seconds=seconds)
+  plan = tiny.plan(rows, rest)
+  plan["max_seconds"] = 5.0 if change == "max_seconds" else plan["max_seconds"]
+  writer.write("tiny", plan, data_dir=tmp_path, min_seconds=seconds)
   assert len(rest.loaded) == 40
 
 
@@ -218,16 +222,21 @@ def test_missing_data_sets_are_named(data_dir):
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path, processes):
+def test_on_a_full_disk_what_is_finished_is_kept(tmp_path, processes):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
   try:
-    with pytest.raises(InputError, match=r"cannot write data set tiny .*too"):
+    with pytest.raises(Resumable, match=r"cannot write data set tiny .*too"):
       tiny.write(tmp_path, processes=processes)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
+  with pytest.raises(InputError, match="no data set 'tiny'"):
+    Tracks("tiny", ("train",), tmp_path)
   tiny.write(tmp_path)  # there is space again
+  assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == [
+    ".lock",
+    writer.VERSION,
+  ]
   assert len(Tracks("tiny", ("train",), tmp_path)) == 24
 
 
