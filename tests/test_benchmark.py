@@ -144,7 +144,7 @@ def test_the_paper_preset_is_that_of_all_its_parts():
     ({"datasets": "tiny,untagged"}, "untagged has no tags in train"),
     ({"seeds": 0}, "seeds=0 is too small"),
     (
-      {"probe": {"data": {"tags": "high,loud"}}},
+      {"probe": {"data": {"tags": "pitch, loud"}}},
       r"no tags that begin with loud: .* --config\.probe\.data\.tags",
     ),
     (
