@@ -115,7 +115,10 @@ def _of_probe(path: Path, config: Mapping[str, Any]) -> Weights:
     )
   # The step that was probed: "latest" may be another by now.
   step = results.read(path).get("step", config["checkpoint"])
-  found = read(encoder, step, config["network"])
+  try:
+    found = read(encoder, step, config["network"])
+  except InputError as error:
+    raise InputError(f"the probe in {path} cannot be used: {error}") from error
   return found._replace(head=path)
 
 

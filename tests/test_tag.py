@@ -33,6 +33,8 @@ def probe(data_dir, tmp_path_factory):
       "layers": [{"kernel": kernel, "bias": np.zeros((2, 4), np.float32)}],
     }
     tagger.save(folder, head)
+    scores = json.dumps({"step": 7, "missing": {}})
+    (folder / "scores.json").write_text(scores)
     yield folder
 
 
