@@ -7,6 +7,9 @@ import numpy as np
 
 from ssl_music.errors import InputError
 
+# Of the swaps of a stratified draw: more bring it hardly closer.
+_SWEEPS, _CANDIDATES = 2, 32
+
 
 def check(shares: Sequence[float]) -> None:
   """Checks the shares of the labels that a config names.
@@ -75,37 +78,32 @@ def stratify(
 ) -> np.ndarray:
   """Draws tracks among which tags are about as frequent as among all.
 
-  Iterative stratification (Sechidis et al., 2011) into the drawn and the rest:
-  the tag with the fewest undecided positives takes its turn, and each of them
-  goes to the side that lacks more of that tag.
+  Begins with a random draw, and swaps drawn tracks for others as long as that
+  brings the tags' counts closer to their share. Iterative stratification
+  (Sechidis et al., 2011) decides by the rarest tags first: with many of them,
+  its draws hold the same tracks again and again, and none of a tag's only one.
 
   Args:
     labels: bool [tracks, T].
     count: how many tracks to draw, under all of them.
-    rng: decides on the order.
+    rng: of the draw and of the swaps.
 
   Returns:
     int [count], indices of tracks.
   """
   tracks = len(labels)
-  room = np.array([count, tracks - count])
-  lacking = room[:, None] / tracks * labels.sum(axis=0)  # [2, T]
-  undecided = np.ones(tracks, bool)
-  drawn = []
-  while undecided.any():
-    left = labels[undecided].sum(axis=0)
-    if left.any():
-      tag = np.argmin(np.where(left > 0, left, tracks + 1))
-      turn, lack = np.flatnonzero(undecided & labels[:, tag]), lacking[:, tag]
-    else:  # tracks without a tag
-      turn, lack = np.flatnonzero(undecided), room
-    for track in rng.permutation(turn):  # `lack` is a view that changes
-      side = int(lack[1] > lack[0])
-      if not room[side]:
-        side = 1 - side
-      room[side] -= 1
-      lacking[side] -= labels[track]
-      undecided[track] = False
-      if side == 0:
-        drawn.append(track)
-  return np.array(drawn)
+  order, labels = rng.permutation(tracks), labels.astype(np.int32)
+  share = count / tracks * labels.sum(axis=0)
+  # Rounded by chance, so that over many draws rare tags have their share, too.
+  excess = labels[order[:count]].sum(axis=0) - np.floor(
+    share + rng.random(len(share))
+  )
+  for place in np.tile(np.arange(count), _SWEEPS):
+    others = rng.integers(count, tracks, _CANDIDATES)
+    change = labels[order[others]] - labels[order[place]]
+    distance = np.square(excess + change).sum(axis=1)
+    best = distance.argmin()
+    if distance[best] < np.square(excess).sum():
+      excess = excess + change[best]
+      order[[place, others[best]]] = order[[others[best], place]]
+  return order[:count]
