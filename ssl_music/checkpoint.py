@@ -32,16 +32,17 @@ def open_run(
   What a killed save left is removed, except with `read_only`, which may look
   at a run while it goes on.
 
-  Kept are the latest and the best (see `save`). (A policy, since
-  `max_to_keep` with `best_fn` would delete the latest where it is not among
-  the best, and with it what a killed run goes on from.)
+  Kept are the two latest, lest a damaged one takes the whole run along, and the
+  best (see `save`). (A policy, since `max_to_keep` with `best_fn` would delete
+  the latest where it is not among the best, and with it what a killed run goes
+  on from.)
   """
   # Orbax tells every move, and with a traceback what it will also raise.
   for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   keep = checkpoint_managers.AnyPreservationPolicy(
     [
-      checkpoint_managers.LatestN(1),
+      checkpoint_managers.LatestN(2),
       checkpoint_managers.BestN(
         get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
       ),

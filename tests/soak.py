@@ -63,13 +63,15 @@ def one_fault(run, name, rng):
     wrong.append(f"exit code {process.returncode} without a clear word")
   if "Traceback" in said or len(re.findall("^error: ", said, re.M)) > 1:
     wrong.append("more than one sentence")
-  if process.returncode == -signal.SIGTERM and logged(run) > before:
+  # Until it begins, the metrics are those of a process before.
+  began = resumed(run)
+  reached = before if began is None else logged(run)
+  if process.returncode == -signal.SIGTERM and reached > before:
     wrong.append("SIGTERM did not save")
   # What was saved before the one in progress must be there.
-  last, reached = max(saves(run), default=0), logged(run)
+  last = max(saves(run), default=0)
   if last < max(before, (reached - 1) // SAVE * SAVE - SAVE):
     wrong.append(f"step {reached} was reached, and {last} is saved")
-  began = resumed(run)
   if began not in (None, before):
     wrong.append(f"it began at {began}, not at {before}")
   if "unreadable" in said:  # as the sentence advises
