@@ -98,8 +98,8 @@ def find(
 
   Returns:
     probes, as `results.read_probe` gives them, with "config" ({} where it is
-    missing); trainings {"folder", "label", "config", "entries": of its
-    metrics.jsonl}; and a line for each run that was skipped, with the reason.
+    missing) and "probe_recipe" (see `results.panels`); trainings {"folder",
+    "label", "config", "entries": of its metrics.jsonl}; and a line for each run that was skipped, with the reason.
 
   Raises:
     InputError: a folder is none.
@@ -124,7 +124,8 @@ def find(
           skipped.append(f"skipped {folder}: {error}")
           continue
         config = _config(folder) if "config.json" in files else None
-        probes.append(one | {"config": config or {}})
+        recipe = workdir.recipe(config) if config else None
+        probes.append(one | {"config": config or {}, "probe_recipe": recipe})
         name = results.label(one)
       if {"config.json", "metrics.jsonl"} <= set(files):
         one = _training(folder, name)

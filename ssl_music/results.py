@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ssl_music import workdir
 from ssl_music.errors import InputError
 from ssl_music.metrics import METRICS
 
@@ -140,7 +139,8 @@ def panels(
   other setting than its seed: their labels have their folders.
 
   Args:
-    probes: of `read_probe`, with their "config" where it is known.
+    probes: of `read_probe`, with "probe_recipe", `workdir.recipe` of their
+      config, where it is known.
 
   Returns:
     {panel's title: {encoder's label: group of `group`}}, titles in alphabetical
@@ -171,7 +171,7 @@ def _apart(
   """Returns runs that differ in their seeds alone together, others apart."""
   alike: dict[tuple, list] = {}
   for run in runs:
-    recipes = run.get("recipe"), workdir.recipe(run.get("config") or {})
+    recipes = run.get("recipe"), run.get("probe_recipe")
     alike.setdefault(recipes, []).append(run)
   groups = []
   for same in alike.values():
