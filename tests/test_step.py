@@ -213,10 +213,12 @@ def test_the_loss_sees_all_parts(parts):
   )
   grads, metrics, stats, features = run(1)
   split = run(parts)
-  np.testing.assert_allclose(split[0]["w"], grads["w"], rtol=1e-5, atol=1e-6)
-  assert split[1] == metrics
+  # A product of fewer rows may round otherwise, on some processors.
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  close(split[0]["w"], grads["w"])
+  jax.tree.map(close, split[1], metrics)
   assert split[2]["seen"] == stats["seen"] == 8
-  np.testing.assert_array_equal(split[3]["prediction"], features["prediction"])
+  close(split[3]["prediction"], features["prediction"])
 
 
 @pytest.mark.parametrize("task", ["contrastive", "clustering"])

@@ -63,6 +63,8 @@ def tpu(tmp_path):
       ["./run.sh", "tpu", *arguments],
       cwd=copy,
       env=os.environ | {"PATH": path} | settings,
+      # Heard also where whoever runs the tests ignores Ctrl-C.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
