@@ -146,8 +146,8 @@ def load(
     with open_run(workdir, read_only=True) as manager:
       steps = sorted(manager.all_steps())
       named = {"latest": manager.latest_step, "best": manager.best_step}
-      named |= {str(step): lambda step=step: step for step in steps}
-      chosen = named.get(str(which), lambda: None)()
+      chosen = named.get(which, lambda: which)()
+      chosen = {str(step): step for step in steps}.get(str(chosen))
       if chosen is not None:
         expected = _saved_checksums(manager, chosen)
   if chosen is None:

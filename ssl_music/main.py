@@ -58,7 +58,7 @@ _PROFILE = flags.DEFINE_integer(
 )
 
 
-# What a config of each job has, and no other.
+# By what a config of each job is known.
 _FIELDS = {
   "pretrain": ("pretext", "online"),
   "probe": ("encoder", "probe"),

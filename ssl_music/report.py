@@ -99,8 +99,8 @@ def find(
   Returns:
     probes, as `results.read_probe` gives them, with "config" ({} where it is
     missing) and "probe_recipe" (see `results.panels`); trainings {"folder",
-    "label", "config", "entries": of its metrics.jsonl}; and a line
-    for each run that was skipped, with the reason.
+    "label", "config", "entries": of its metrics.jsonl}; and a line for each run
+    that was skipped, with the reason.
 
   Raises:
     InputError: a folder is none.
