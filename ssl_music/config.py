@@ -40,7 +40,8 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   config.data.splits = ("train", "unlabelled")
   config.data.gap = 4.0  # smallest distance between two starts, seconds
   config.data.short_seconds = 2.0
-  config.data.workers = 8  # processes that read; 0: threads of this one
+  # Processes that read, at most one a core; 0: threads of this one.
+  config.data.workers = 8
   for name in ("total", "warmup", "save_every", "log_every", "probe_every"):
     add_duration(config, name)
   # A probe of the network as it is, at every save and every `probe_every`.

@@ -7,12 +7,12 @@ and need none of it.
 """
 
 import argparse
-import os
 import re
 import signal
 import sys
 from pathlib import Path
 
+from ssl_music.data.workers import cores
 from ssl_music.errors import report
 
 
@@ -129,9 +129,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--processes",
     type=_natural,
-    default=len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count(),
+    default=cores(),
     help="worker processes that decode; default: one a core",
   )
   parser.add_argument(

@@ -240,7 +240,7 @@ def links(paths: Sequence[str], folder: Path) -> list[str]:
 
 def _clips(paths: Sequence[str]) -> list[str]:
   """Returns a clip of each file as an address; "" where there is none."""
-  processes = min(os.cpu_count() or 1, len(paths)) if len(paths) > 9 else 0
+  processes = min(workers.cores(), len(paths)) if len(paths) > 9 else 0
   with workers.pool(processes) as run:
     clips = progress.bar(
       run(clip, paths), total=len(paths), unit="file", desc="clips"

@@ -8,7 +8,6 @@ processes import this module too, and need none of it.
 import argparse
 import csv
 import importlib
-import os
 import re
 import shlex
 import signal
@@ -17,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_music.data.workers import cores
 from ssl_music.errors import InputError, report
 
 # Each kind is a module of `ssl_music.data`; here what its `plan` takes besides
@@ -176,9 +176,7 @@ def _common() -> argparse.ArgumentParser:
   common.add_argument(
     "--processes",
     type=_natural,
-    default=len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count(),
+    default=cores(),
     help="worker processes that decode; default: one a core",
   )
   common.add_argument(

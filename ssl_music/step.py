@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ssl_music import encoder, parallel, schedules
 from ssl_music.augment import augment
 from ssl_music.data import audio
+from ssl_music.optimizer import flatten
 from ssl_music.parallel import AXIS
 from ssl_music.pretext import PRETEXTS
 
@@ -164,7 +165,7 @@ def make_train_step(
       new["memory"] = task.update_memory(
         state["memory"], given["teacher"], pretext, AXIS
       )
-    metrics["gradient_norm"] = optax.global_norm(grads)
+    metrics["gradient_norm"] = optax.global_norm(flatten(grads))
     del features["prediction"]
     return new, metrics, features
 

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import csv
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +85,7 @@ def tag_files(
   paths = list(paths)
   length = cuts.blocks(encoder.seconds)
   # Of a single file a worker would take longer to start than to decode.
-  processes = min(os.cpu_count() or 1, len(paths)) if len(paths) > 1 else 0
+  processes = min(workers.cores(), len(paths)) if len(paths) > 1 else 0
   try:
     with (
       tempfile.TemporaryDirectory() as folder,

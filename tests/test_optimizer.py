@@ -6,7 +6,12 @@ import optax
 import pytest
 
 from ssl_music.errors import InputError
-from ssl_music.optimizer import check, learning_schedules, make_optimizer
+from ssl_music.optimizer import (
+  check,
+  flatten,
+  learning_schedules,
+  make_optimizer,
+)
 
 STEPS = 3
 LENGTHS = {"warmup": 2, "total": 4}
@@ -172,6 +177,15 @@ def test_clips_the_global_norm(reference):
   assert abs(found[-1]["bias"] - raw[-1]["bias"]).max() > 1e-3
   loose = optimised(gradients, name=reference.__name__, clip=1e3)
   close(loose, raw, rtol=1e-12)
+
+
+def test_flatten_joins_matrices_and_others():
+  tree = {"a": {"bias": np.arange(3.0)}, "b": {"kernel": np.ones((2, 3))}}
+  tree["c"] = {"kernel": np.full((1, 1, 2, 2), 5.0), "scale": np.float64(7)}
+  flat = flatten(tree)
+  np.testing.assert_array_equal(flat["matrices"], [1] * 6 + [5] * 4)
+  np.testing.assert_array_equal(flat["others"], [0, 1, 2, 7])
+  assert set(flatten({"kernel": np.ones((2, 2))})) == {"matrices"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from absl import logging
 from ssl_music.data import audio, segments
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
+from ssl_music.data.workers import cores
 from ssl_music.errors import InputError
 
 
@@ -173,8 +174,9 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
 
   Args:
     dataset: batched already, so that batches do not depend on `workers`.
-    workers: processes that read; 0 reads in threads of this process, which
-      is enough as long as the device is the bottleneck.
+    workers: processes that read, at most one for each core; 0 reads in
+      threads of this process, which is enough as long as the device is the
+      bottleneck.
 
   Returns:
     An iterator over the elements, arrays or dicts of arrays. It raises an
@@ -185,7 +187,7 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
     return iter(dataset.to_iter_dataset(options))
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   processes = grain.MultiprocessingOptions(
-    num_workers=workers, per_worker_buffer_size=2
+    num_workers=min(workers, cores()), per_worker_buffer_size=2
   )
   ahead = dataset.to_iter_dataset(options)
   return _survived(ahead.mp_prefetch(processes, _end_with_parent))

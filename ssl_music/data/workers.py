@@ -18,6 +18,13 @@ _AHEAD = 4
 Run = Callable[[Callable, Iterable], Iterator[tuple[Any, Any]]]
 
 
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):  # not everywhere
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def pool(processes: int) -> Iterator[Run]:
   """Yields `run(function, items)`, which yields (item, result) in order.

@@ -179,6 +179,8 @@ class BatchNorm(nn.Module):
     # `init` runs outside the mapped axis, and leaves the statistics alone.
     axis_name = None if self.is_initializing() else self.axis_name
     devices = jax.lax.axis_size(axis_name) if axis_name else 1
+    if devices == 1:
+      axis_name = None  # a collective would cost time, and keep kernels apart
     count = devices * math.prod(x.shape[:-1])
     if count < 2 and not self.is_initializing():
       raise ValueError(

@@ -181,6 +181,14 @@ def test_any_number_of_workers_reads_the_same(crops, workers):
     assert_same(batch, repeated[step])
 
 
+def test_no_more_workers_than_cores(crops, monkeypatch):
+  monkeypatch.setattr(pipeline, "cores", lambda: 1)
+  before = set(multiprocessing.active_children())
+  read = pipeline.iterate(crops.repeat(), workers=3)
+  assert_same(next(read), crops[0])
+  assert len(set(multiprocessing.active_children()) - before) == 1
+
+
 def test_goes_on_from_a_step_alone(tracks, crops):
   again = pipeline.pretraining_batches(tracks, **SETTINGS, **MULTI_CROP)
   again = again.repeat()[5:]
