@@ -59,9 +59,7 @@ def shrink(config):
   """Makes a config's network and segments tiny; returns the config."""
   config.frontend.n_mels = 32
   config.frontend.f_max = 8000.0
-  config.model.update(
-    {"width": 4, "depths": (1, 1, 1, 1), "heads": 2, "output": 16}
-  )
+  config.model.update({"width": 4, "depths": (1, 1), "heads": 2, "output": 16})
   config.data.seconds = 1.0
   config.data.name = "tiny"
   return config
