@@ -118,68 +118,10 @@ def checked(labels: Any, scores: Any, axes: str) -> tuple[np.ndarray, ...]:
   return labels.astype(bool), scores
 
 
-def _weighted_areas(labels: Any, scores: Any, weights: Any) -> tuple[Any, Any]:
-  labels, scores = checked(labels, scores, "N")
-  ranking = rank(labels, scores)
-  if weights is None:
-    ap, auc = areas(ranking @ np.ones((len(labels), 1)))
-    return float(ap[0]), float(auc[0])
-  weights = np.asarray(weights)
-  if weights.ndim != 2 or weights.shape[1] != len(labels):
-    raise ValueError(f"weights must be [R, {len(labels)}], not {weights.shape}")
-  if not (np.isfinite(weights).all() and (weights >= 0).all()):
-    raise ValueError("weights must be finite and not negative")
-  # In float64 multiplicities are counted exactly, up to sums of 2^53.
-  weights = np.ascontiguousarray(weights.T, dtype=np.float64)
-  return areas(ranking @ weights)
-
-
-def average_precision(
-  labels: Any, scores: Any, weights: Any = None
-) -> float | np.ndarray:
-  """Area under the precision-recall steps of one tag, not interpolated.
-
-  Equals scikit-learn's `average_precision_score`: tracks with equal scores
-  are retrieved together.
-
-  Args:
-    labels: [N] whether a track has the tag, 0 or 1.
-    scores: [N] finite; higher means more likely.
-    weights: None, or [R, N] weights ≥ 0 of the tracks, a row for each of R
-      weightings (the multiplicities of a bootstrap).
-
-  Returns:
-    A float in (0, 1] without weights, else [R] float64; NaN where no positive
-    or no negative has any weight.
-
-  Raises:
-    ValueError: if shapes differ, labels are not 0 or 1, scores are not finite
-      or weights are negative.
-  """
-  return _weighted_areas(labels, scores, weights)[0]
-
-
-def roc_auc(
-  labels: Any, scores: Any, weights: Any = None
-) -> float | np.ndarray:
-  """Chance that a positive track outscores a negative one, ties one half.
-
-  Equals scikit-learn's `roc_auc_score`.
-
-  Args:
-    labels: [N] whether a track has the tag, 0 or 1.
-    scores: [N] finite; higher means more likely.
-    weights: None, or [R, N] weights ≥ 0 of the tracks, a row for each of R
-      weightings (the multiplicities of a bootstrap).
-
-  Returns:
-    A float in [0, 1] without weights, else [R] float64; NaN where no positive
-    or no negative has any weight.
-
-  Raises:
-    ValueError: as `average_precision`.
-  """
-  return _weighted_areas(labels, scores, weights)[1]
+def _unweighted(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+  """Average precision and ROC-AUC of one ranking, each item once."""
+  ap, auc = areas(rank(labels, scores) @ np.ones((len(labels), 1)))
+  return float(ap[0]), float(auc[0])
 
 
 def decidable(labels: np.ndarray) -> np.ndarray:
@@ -225,12 +167,10 @@ def scores(labels: Any, scores: Any, tags: Sequence[str]) -> dict[str, Any]:
   kept = decidable(labels)
   per_tag = {}
   for t in np.flatnonzero(kept):
-    ap, auc = _weighted_areas(labels[:, t], scores[:, t], None)
+    ap, auc = _unweighted(labels[:, t], scores[:, t])
     positives = int(labels[:, t].sum())
     per_tag[tags[t]] = {"ap": ap, "roc_auc": auc, "positives": positives}
-  micro = _weighted_areas(
-    labels[:, kept].ravel(), scores[:, kept].ravel(), None
-  )
+  micro = _unweighted(labels[:, kept].ravel(), scores[:, kept].ravel())
   return {
     "map_macro": float(np.mean([tag["ap"] for tag in per_tag.values()])),
     "roc_auc_macro": float(

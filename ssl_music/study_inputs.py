@@ -93,7 +93,7 @@ def minibatches(group: Mapping, steps: int) -> np.ndarray:
 def macro_map(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
   """Returns macro mAP of many rankings, in a few passes over sorted integers.
 
-  `metrics.average_precision` but for ties: where a negative's score is a
+  That of `metrics.scores` but for ties: where a negative's score is a
   positive's to the last bit of float32, the negative comes first.
 
   Args:

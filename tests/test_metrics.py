@@ -24,6 +24,14 @@ def tagger(generator, tracks, tags, *, ties=True):
   return np.stack(labels, axis=1), np.stack(scores, axis=1)
 
 
+def areas(labels, scores, weights=None):
+  """Average precision and ROC-AUC of one tag, a number for each weighting."""
+  if weights is None:
+    weights = np.ones((1, len(labels)))
+  ranking = metrics.rank(np.asarray(labels, bool), np.asarray(scores))
+  return metrics.areas(ranking @ np.asarray(weights, np.float64).T)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("ties", [False, True])
 def test_single_tag_equals_scikit_learn(ties, dtype):
@@ -32,13 +40,11 @@ def test_single_tag_equals_scikit_learn(ties, dtype):
     tracks = int(generator.integers(2, 80))
     labels, scores = draw(generator, tracks, ties=ties)
     scores = scores.astype(dtype)
+    (ap,), (auc,) = areas(labels, scores)
     np.testing.assert_allclose(
-      metrics.average_precision(labels, scores),
-      average_precision_score(labels, scores),
+      [ap, auc],
+      [average_precision_score(labels, scores), roc_auc_score(labels, scores)],
       rtol=1e-12,
-    )
-    np.testing.assert_allclose(
-      metrics.roc_auc(labels, scores), roc_auc_score(labels, scores), rtol=1e-12
     )
 
 
@@ -55,8 +61,7 @@ def test_weights_equal_scikit_learn(kind):
       * (generator.random((8, tracks)) < 0.6),
       "booleans": generator.random((8, tracks)) < 0.5,
     }[kind]
-    ap = metrics.average_precision(labels, scores, weights)
-    auc = metrics.roc_auc(labels, scores, weights)
+    ap, auc = areas(labels, scores, weights)
     assert ap.shape == auc.shape == (8,)
     for r, weight in enumerate(weights):
       if len(np.unique(labels[weight > 0])) < 2:
@@ -77,14 +82,15 @@ def test_weights_count_repetitions():
   generator = np.random.default_rng(2)
   labels, scores = draw(generator, 50, ties=True)
   weights = generator.integers(0, 4, (5, 50))
-  for metric in (metrics.average_precision, metrics.roc_auc):
-    repeated = [
-      metric(np.repeat(labels, w), np.repeat(scores, w)) for w in weights
-    ]
-    np.testing.assert_allclose(metric(labels, scores, weights), repeated)
-    np.testing.assert_allclose(
-      metric(labels, scores, 3 * np.ones((1, 50), int)), metric(labels, scores)
-    )
+  repeated = [
+    areas(np.repeat(labels, w), np.repeat(scores, w)) for w in weights
+  ]
+  np.testing.assert_allclose(
+    areas(labels, scores, weights), np.concatenate(repeated, axis=1)
+  )
+  np.testing.assert_allclose(
+    areas(labels, scores, 3 * np.ones((1, 50), int)), areas(labels, scores)
+  )
 
 
 @pytest.mark.parametrize(
@@ -98,10 +104,9 @@ def test_weights_count_repetitions():
   ],
 )
 def test_by_hand(labels, scores, ap, auc):
-  np.testing.assert_equal(metrics.average_precision(labels, scores), ap)
-  np.testing.assert_equal(metrics.roc_auc(labels, scores), auc)
   ones = np.ones((2, len(labels)), int)
-  np.testing.assert_equal(metrics.roc_auc(labels, scores, ones), [auc, auc])
+  found = areas(labels, scores, ones)
+  np.testing.assert_equal(found, ([ap, ap], [auc, auc]))
 
 
 def test_long_sums_stay_exact():
@@ -110,7 +115,7 @@ def test_long_sums_stay_exact():
   scores = np.arange(2000)[::-1].astype(np.float32)
   weights = np.full((1, 2000), 2**40 + 1)
   np.testing.assert_allclose(
-    metrics.average_precision(labels, scores, weights),
+    areas(labels, scores, weights)[0],
     average_precision_score(labels, scores),
     rtol=1e-12,
   )
@@ -132,8 +137,8 @@ def test_scores_equal_scikit_learn(tracks):
     )
   assert list(result["per_tag"]) == tags
   assert result["per_tag"][tags[3]] == {
-    "ap": metrics.average_precision(labels[:, 3], scores[:, 3]),
-    "roc_auc": metrics.roc_auc(labels[:, 3], scores[:, 3]),
+    "ap": areas(labels[:, 3], scores[:, 3])[0][0],
+    "roc_auc": areas(labels[:, 3], scores[:, 3])[1][0],
     "positives": labels[:, 3].sum(),
   }
   assert result["left_out"] == []
@@ -153,11 +158,9 @@ def test_tags_without_both_kinds_are_left_out_everywhere():
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda: metrics.roc_auc([0, 1], [1.0]), "must both be"),
-    (lambda: metrics.roc_auc([0, 2], [1.0, 2.0]), "0 or 1"),
-    (lambda: metrics.roc_auc([0, 1], [1.0, np.nan]), "finite"),
-    (lambda: metrics.roc_auc([0, 1], [1.0, 2.0], [1, 1]), "weights must be"),
-    (lambda: metrics.roc_auc([0, 1], [1.0, 2.0], [[1, -1]]), "not negative"),
+    (lambda: metrics.scores([[0], [1]], [[1.0]], ["a"]), "must both be"),
+    (lambda: metrics.scores([[0], [2]], [[1.0], [2.0]], ["a"]), "0 or 1"),
+    (lambda: metrics.scores([[0], [1]], [[1.0], [np.nan]], ["a"]), "finite"),
     (lambda: metrics.scores([[1], [1]], [[1.0], [2.0]], ["a"]), "nothing"),
     (lambda: metrics.scores([[1], [0]], [[1.0], [2.0]], "ab"), "names"),
   ],

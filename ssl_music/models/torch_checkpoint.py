@@ -34,18 +34,6 @@ _ADVICE = "give a whole checkpoint of such a network"
 _NAMED = 3  # entries that an error names
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
-  """Reads the tensors of a file of `torch.save` or of safetensors by name.
-
-  Args:
-    path: the file.
-
-  Raises:
-    InputError: as `torch_file.read` and `safetensors_file.read` have it.
-  """
-  return _read(path)[0]
-
-
 def find_backbone(
   state: Mapping[str, np.ndarray], network: str = "student"
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -289,7 +289,7 @@ def test_bfloat16_of_safetensors(tmp_path):
   values = golden.rand("values", (3, 5)).astype(ml_dtypes.bfloat16)
   path = tmp_path / "file.safetensors"
   safetensors_file.write(path, {"a": values.T, "b": values[0, 0]}, None)
-  found = torch_checkpoint.read(path)
+  found, _ = torch_checkpoint._read(path)
   np.testing.assert_array_equal(found["a"], values.T, strict=True)
   np.testing.assert_array_equal(
     found["b"], np.asarray(values[0, 0]), strict=True
@@ -379,4 +379,4 @@ def test_cut_files(tmp_path, kind):
     data = write({"model": state, **torch_files.junk("true")})
   for end in itertools.chain(range(0, len(data), 41), [len(data) - 1]):
     with pytest.raises(InputError):
-      torch_checkpoint.read(written(tmp_path, data[:end]))
+      torch_checkpoint._read(written(tmp_path, data[:end]))
