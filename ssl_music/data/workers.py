@@ -51,7 +51,9 @@ def pool(processes: int) -> Iterator[Run]:
       nonlocal executor
       try:
         return executor.submit(_call, function, item)
-      except BrokenProcessPool:  # it broke while nobody waited for it
+      # It broke while nobody waited for it, or (OSError, until Python 3.12)
+      # while this very call was starting another process.
+      except (BrokenProcessPool, OSError):
         executor = _executor(processes, executors, leave)
         return executor.submit(_call, function, item)
 

@@ -1,4 +1,5 @@
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -36,6 +37,21 @@ def test_a_crash_while_nobody_waits():
       time.sleep(0.5 if item == 0 else 0)
   assert found.pop("crash") == "crashed the decoder"
   assert found == {item: f"done {item}" for item in range(40)}
+
+
+def test_a_crash_while_another_process_starts(monkeypatch):
+  process = multiprocessing.get_context("spawn").Process
+  start = process.start
+
+  def slowly(self):
+    time.sleep(1.5)
+    start(self)
+
+  monkeypatch.setattr(process, "start", slowly)
+  with workers.pool(2) as run:
+    found = dict(run(work, ["crash", *range(4)]))
+  assert found.pop("crash") == "crashed the decoder"
+  assert found == {item: f"done {item}" for item in range(4)}
 
 
 def identify(item):
