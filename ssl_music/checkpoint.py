@@ -56,7 +56,9 @@ def open_run(
   )
   folder = Path(workdir).absolute() / _FOLDER
   with _readable(folder):
-    manager = ocp.CheckpointManager(folder, options=options)
+    manager = ocp.CheckpointManager(
+      folder, options=options, item_handlers=_handler()
+    )
   try:
     yield manager
   finally:
@@ -92,7 +94,7 @@ def save(
   with _written(Path(manager.directory)):
     manager.save(
       step,
-      args=ocp.args.StandardSave(state),
+      args=ocp.args.PyTreeSave(state),
       metrics=metrics,
       custom_metadata={_CHECKSUMS: _checksums(state)},
     )
@@ -111,8 +113,10 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
   if step is None:
     return None
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  as_like = ocp.checkpoint_utils.construct_restore_args(abstract)
+  arguments = ocp.args.PyTreeRestore(abstract, restore_args=as_like)
   with _readable(Path(manager.directory) / str(step)):
-    restored = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    restored = manager.restore(step, args=arguments)
     _check(_checksums(restored), _saved_checksums(manager, step))
     return restored
 
@@ -149,7 +153,8 @@ def load(
       chosen = named.get(which, lambda: which)()
       chosen = {str(step): step for step in steps}.get(str(chosen))
       if chosen is not None:
-        expected = _saved_checksums(manager, chosen)
+        with _readable(folder / str(chosen)):
+          expected = _saved_checksums(manager, chosen)
   if chosen is None:
     raise InputError(
       f"no checkpoint {which!r} in {workdir} (steps there:"
@@ -183,6 +188,20 @@ def load(
     restored = checkpointer.restore(path, arguments)
     _check(_checksums(restored), expected)
     return int(chosen), restored["teacher"] if teacher else restored
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+  """Returns what saves each array whole, from the first device that has it.
+
+  By itself Orbax would have every device save a slice of each array: one small
+  program to compile for each, which takes longer than a network takes to save
+  (20 s instead of 1 s for the published one on eight virtual devices).
+  """
+  whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  registry = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, whole), (np.ndarray, ocp.type_handlers.NumpyHandler())
+  )
+  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _quality(metrics: Mapping[str, float]) -> float:

@@ -105,14 +105,14 @@ def train(
   rates = optimizer.learning_schedules(settings, lengths)
   rates |= step.teacher_schedules(settings, lengths)
   updates = _make_optimizer(settings, rates)
+  if evaluate is None and probed:
+    evaluate = _online_probe(config, mesh)
   with explained():
     initial = step.init_state(settings, updates, backbone)
     state = parallel.replicate(initial, mesh)
     run_step = _compile(
       settings, step.map_train_step(settings, updates, rates, mesh), mesh, state
     )
-  if evaluate is None and probed:
-    evaluate = _online_probe(config, mesh)
   # From here on something is written.
   with (
     workdir.claim(folder, settings),

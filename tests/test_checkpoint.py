@@ -36,6 +36,26 @@ def test_keeps_the_two_latest_and_the_best(run):
     assert sorted(manager.all_steps()) == [2, 4, 5]
 
 
+def test_nothing_is_compiled_to_save(tmp_path):
+  """Not a program for every shape, where several devices hold the state."""
+  wide = state(1) | {
+    "memory": parallel.replicate(jnp.ones(64), parallel.make_mesh())
+  }
+  compiled = []
+
+  def listen(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      compiled.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  jnp.ones(3) @ jnp.arange(3.0)
+  assert compiled  # such as this
+  compiled.clear()
+  with checkpoint.open_run(tmp_path) as manager:
+    checkpoint.save(manager, 1, wide, None)
+  assert not compiled
+
+
 def test_without_the_latest_the_one_before_goes_on(run):
   shutil.rmtree(run / "checkpoints" / "5")  # as advised where it is damaged
   with checkpoint.open_run(run) as manager:
