@@ -1,6 +1,7 @@
 """A network that compiles in a moment, in place of the ResNet."""
 
 import contextlib
+import functools
 import json
 
 import flax.linen as nn
@@ -20,12 +21,16 @@ class Backbone(nn.Module):
 
   output: int
   axis_name: str | None
+  dtype: str
 
   @nn.compact
   def __call__(self, mel, *, train):
     x = jnp.concatenate([mel.mean(-1), mel.std(-1)], axis=-1)
-    x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train=train)
-    return nn.Dense(self.output)(x)
+    # Biases would add the same to all items, which the next norm takes away.
+    dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+    norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn")
+    x = norm(dense(2 * self.output)(x), train=train)
+    return dense(self.output)(nn.relu(x))
 
 
 @contextlib.contextmanager
@@ -35,7 +40,9 @@ def backbone():
     patch.setattr(
       encoder,
       "backbone",
-      lambda config, axis=None, **_: Backbone(config["model"]["output"], axis),
+      lambda config, axis=None, **_: Backbone(
+        config["model"]["output"], axis, config["model"]["dtype"]
+      ),
     )
     yield
 
