@@ -27,6 +27,7 @@ SHORT = {
     "--config.batch=4",
     "--config.frontend.n_mels=32",
     "--config.model.width=4",
+    "--config.model.depths=(1,1)",
     "--config.model.heads=2",
     "--config.model.output=16",
     "--config.pretext.head=(16,8)",

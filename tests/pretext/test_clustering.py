@@ -1,3 +1,5 @@
+import functools
+
 import golden
 import jax
 import jax.numpy as jnp
@@ -29,13 +31,19 @@ def arrays(shape, given):
 
 
 def run(s, teacher, centre, config=CONFIG, temperature=0.04, axis_name=None):
-  return clustering.loss(
-    jnp.asarray(s),
-    config,
-    axis_name,
-    teacher=jnp.asarray(teacher),
-    memory={"centre": jnp.asarray(centre)},
+  compute = compiled(axis_name, **config)
+  return compute(
+    s,
+    teacher=teacher,
+    memory={"centre": centre},
     teacher_temperature=temperature,
+  )
+
+
+@functools.cache
+def compiled(axis_name, **config):
+  return jax.jit(
+    lambda s, **given: clustering.loss(s, config, axis_name, **given)
   )
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import golden
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from ssl_music.pretext import contrastive
 CONFIG = {"temperature": 0.1}
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def loss(z, temperature=0.1):
-  return contrastive.nt_xent(jnp.asarray(z), temperature)[0]
+  return contrastive.nt_xent(z, temperature)[0]
 
 
 def reference(z, temperature):
