@@ -4,9 +4,10 @@
 Tagging" (ICASSP 2024, arXiv:2404.09177).
 
   python -m ssl_music.main --config=configs/barlow_twins.py --workdir=DIR
-  python -m ssl_music.main --config=configs/barlow_twins.py:paper --workdir=DIR
+  python -m ssl_music.main --config=configs/barlow_twins.py:paper --workdir=DIR \
+    --config.data.name=NAME
 
-"laptop": 400 steps of 48 pairs of 2 s, about 3 minutes on two CPU cores.
+"laptop": 400 steps of 48 pairs of 2 s, 3 to 4 minutes on two CPU cores.
 "paper": 999 x 512 steps of 128 pairs, for a GPU or TPU; never run to its end
 here. The paper's encoder, after 4 million tracks, reached .3660 on
 MagnaTagATune and .2354 on MTG-Jamendo's top-50 tags.

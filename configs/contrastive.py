@@ -4,9 +4,10 @@
 Tagging" (ICASSP 2024, arXiv:2404.09177).
 
   python -m ssl_music.main --config=configs/contrastive.py --workdir=DIR
-  python -m ssl_music.main --config=configs/contrastive.py:paper --workdir=DIR
+  python -m ssl_music.main --config=configs/contrastive.py:paper --workdir=DIR \
+    --config.data.name=NAME
 
-"laptop": 400 steps of 48 pairs of 2 s, about 3 minutes on two CPU cores; with
+"laptop": 400 steps of 48 pairs of 2 s, 3 to 4 minutes on two CPU cores; with
 the demo music, test mAP (macro) then is about .8 (README.md).
 "paper": 999 x 512 steps of 128 pairs, for a GPU or TPU; never run to its end
 here. The paper's encoder, after 4 million tracks, reached .4303 on
@@ -31,8 +32,8 @@ Augmentation, each operation alone (strengths as in `ssl_music/augment.py`):
   time masks      .408 (1 x 8)  .402 (2 x 16)
   frequency masks .411 (1 x 8)  .396 (2 x 16)
 
-and together: gain 6 and equaliser 3 .424, 12 and 6 .410; all mildly .384,
-strongly .407. A short run learns less the stronger its views are changed. Gain
+and together: gain 6 and equaliser 3 .424, 12 and 6 .410; all but noise, mildly,
+.384, and all strongly .407. Hardly any of it pays in so short a run. Gain
 6 and equaliser 3 are kept for all tasks: within the noise of none, and what
 stops longer runs from telling pairs by their loudness and equalisation.
 """

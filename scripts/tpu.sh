@@ -3,13 +3,16 @@
 #   ./run.sh tpu [--dry-run] [--keep] ARGUMENTS-OF-ssl_music.main
 # --dry-run prints the commands instead; --keep leaves the TPU where it is.
 # Project and credentials are those of gcloud. From the environment come
-#   TPU_NAME, TPU_ZONE, TPU_VERSION
-#   TPU_TYPE     of a single machine, such as v6e-8, on whose disk the workdir
+#   TPU_NAME     ssl-music if it is not given
+#   TPU_ZONE     us-east5-b
+#   TPU_VERSION  of the TPU's software, v2-alpha-tpuv6e
+#   TPU_TYPE     v6e-8, or another of a single machine, on whose disk the workdir
 #                is: several would have to share it (see README, Many hosts)
 #   TPU_SPOT=1   a spot TPU: cheap, and it may be taken away, with all that was
 #                learned on it: the workdir is fetched at the end
 #   TPU_DATA     the folder of prepared data sets, copied there
-#   TPU_OUT      the workdir here: the run goes on from it, and ends in it
+#   TPU_OUT      the workdir here, runs/tpu: the run goes on from it, and ends in
+#                it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

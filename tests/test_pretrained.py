@@ -112,7 +112,7 @@ def test_tags_are_the_probes(runs, data_dir, encoder):
 
 def test_a_head_meets_the_weights_that_it_was_trained_on(runs, data_dir):
   head = ssl_music.load(runs / "probe")
-  other = jax.tree.map(lambda x: 1.5 * x, small.state(data_dir))
+  other = jax.tree.map(lambda x: np.asarray(1.5 * x), small.state(data_dir))
   with checkpoint.open_run(runs / "pretrained") as saved:
     checkpoint.save(saved, 9, other, {"loss": 2.0})  # training goes on
   latest = ssl_music.load(runs / "pretrained")
