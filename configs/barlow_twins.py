@@ -4,8 +4,8 @@
 Tagging" (ICASSP 2024, arXiv:2404.09177).
 
   python -m ssl_music.main --config=configs/barlow_twins.py --workdir=DIR
-  python -m ssl_music.main --config=configs/barlow_twins.py:paper --workdir=DIR \
-    --config.data.name=NAME
+  python -m ssl_music.main --config=configs/barlow_twins.py:paper \
+    --workdir=DIR --config.data.name=NAME
 
 "laptop": 400 steps of 48 pairs of 2 s, 3 to 4 minutes on two CPU cores.
 "paper": 999 x 512 steps of 128 pairs, for a GPU or TPU; never run to its end
