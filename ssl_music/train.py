@@ -135,6 +135,7 @@ def train(
           with log.timing("waiting_for_data"):
             batch = parallel.shard(next(source), mesh, axis=1)
           state, metrics, seen = run_step(state, batch)
+          del batch  # or the last one's shared memory outlives the run
         log.step(metrics)
         stop = agree(stop_requested())
         # What a signal asks for is off the grid, and no candidate for best.

@@ -68,6 +68,7 @@ def run(environment, module, *arguments):
 def succeed(environment, module, *arguments):
   code, out, err = run(environment, module, *arguments)
   assert code == 0, err
+  assert "leaked" not in err  # shared memory of reading processes
   return out
 
 
