@@ -5,6 +5,7 @@ import errno
 import logging
 import math
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,11 +60,12 @@ def open_run(
     manager = ocp.CheckpointManager(
       folder, options=options, item_handlers=_handler()
     )
-  try:
-    yield manager
-  finally:
-    with _written(folder):
-      manager.close()
+  with _without_late_writes():
+    try:
+      yield manager
+    finally:
+      with _written(folder):
+        manager.close()
 
 
 def save(
@@ -202,6 +204,26 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
     (jax.Array, whole), (np.ndarray, ocp.type_handlers.NumpyHandler())
   )
   return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+@contextlib.contextmanager
+def _without_late_writes() -> Iterator[None]:
+  """Keeps quiet about what ends after its save has failed and been told.
+
+  Where one array cannot be written, Orbax does not wait for the others, each of
+  which would print a traceback that there is nobody to tell.
+  """
+  hook = sys.unraisablehook
+
+  def tell(about: Any) -> None:
+    if "Event loop is closed" not in str(about.exc_value):
+      hook(about)
+
+  sys.unraisablehook = tell
+  try:
+    yield
+  finally:
+    sys.unraisablehook = hook
 
 
 def _quality(metrics: Mapping[str, float]) -> float:
