@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU, which is made for it and deleted afterwards:
-#   ./run.sh tpu [--dry-run] [--keep] ARGUMENTS-OF-ssl_music.main
-# --dry-run prints the commands instead; --keep leaves the TPU where it is.
+#   ./run.sh tpu --config=FILE [--config.FIELD=VALUE ...] [--profile=STEPS]
+#     [--dry-run] [--keep]
+# in any order: the first line goes to ssl_music.main. --dry-run prints the
+# commands instead; --keep leaves the TPU where it is.
 # Project and credentials are those of gcloud. From the environment come
 #   TPU_NAME     ssl-music if it is not given
 #   TPU_ZONE     us-east5-b
@@ -20,17 +22,26 @@ name=${TPU_NAME:-ssl-music}
 zone=${TPU_ZONE:-us-east5-b}
 data=${TPU_DATA:-${TFDS_DATA_DIR:-}}
 out=${TPU_OUT:-runs/tpu}
-dry_run='' keep=''
-while [ $# -gt 0 ]; do
-  case $1 in
-    --dry-run) dry_run=1 ;;
+dry_run='' keep='' config='' arguments=()
+for argument in "$@"; do
+  case $argument in
+    --dry-run | --dry_run) dry_run=1 ;;
     --keep) keep=1 ;;
-    *) break ;;
+    --config=* | --config.*=* | --profile=*) arguments+=("$argument") ;;
+    *)
+      echo "error: ./run.sh tpu knows no $argument: give --config=FILE," \
+        "--config.FIELD=VALUE, --profile=STEPS, --dry-run or --keep" >&2
+      exit 2
+      ;;
   esac
-  shift
+  [[ $argument != --config=* ]] || config=${argument#*=}
 done
-if [ $# = 0 ]; then
-  sed -n '2,/^set /s/^# \?//p' "$0"
+if [ ! "$config" ]; then
+  sed -n '2,/^set /s/^# \?//p' scripts/tpu.sh
+  exit 2
+fi
+if [ ! -f "${config%%:*}" ]; then
+  echo "error: no config file ${config%%:*}: give one of configs/" >&2
   exit 2
 fi
 
@@ -122,4 +133,4 @@ if [ -d "$out" ]; then
 fi
 began=1
 all "cd ssl_music && TFDS_DATA_DIR=~/data .venv/bin/python -m ssl_music.main\
- --workdir=workdir $(line "$@")"
+ --workdir=workdir $(line "${arguments[@]}")"

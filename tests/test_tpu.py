@@ -44,6 +44,7 @@ def tpu(tmp_path):
     shutil.copy(ROOT / name, copy / name)
   for name in ("ssl_music", "configs"):
     (copy / name).mkdir()
+  (copy / "configs" / "byol.py").touch()
   for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
     (copy / name).touch()
   (tmp_path / "gcloud").write_text(GCLOUD)
@@ -189,7 +190,37 @@ def test_others_tpus_are_left_alone(tpu, tmp_path):
   process = tpu()
   out, _ = process.communicate()
   assert process.returncode == 2
-  assert "ARGUMENTS-OF-ssl_music.main" in out
+  assert "./run.sh tpu --config=FILE" in out
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--dry_run"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_dry_run_is_one_wherever_the_flag_stands(tpu, tmp_path, flag, place):
+  process = tpu(*TRAIN[:place], flag, *TRAIN[place:])
+  out, error = process.communicate()
+  assert process.returncode == 0, error
+  assert "gcloud compute tpus tpu-vm create" in out
+  assert not calls(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    ([*TRAIN, "--dryrun"], "error: ./run.sh tpu knows no --dryrun"),
+    ([*TRAIN, "-dry-run"], "knows no -dry-run"),
+    ([*TRAIN, "--dry-run=true"], "knows no --dry-run=true"),
+    ([*TRAIN, "--workdir=x"], "knows no --workdir=x"),
+    ([*TRAIN, "--config", "configs/byol.py"], "knows no --config: give"),
+    ([*TRAIN, "--", "--dry-run"], "knows no --:"),
+    (["--config=configs/byo.py"], "error: no config file configs/byo.py"),
+  ],
+)
+def test_what_is_not_known_runs_nothing(tpu, tmp_path, arguments, said):
+  process = tpu(*arguments)
+  _, error = process.communicate()
+  assert process.returncode == 2
+  assert said in error
+  assert not calls(tmp_path)
 
 
 def test_skypilot_gets_the_same(tpu):
