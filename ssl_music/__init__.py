@@ -2,17 +2,45 @@
 
 import importlib.metadata
 import os
+import sys
 
 # jaxlib 0.10 (the newest for Python 3.11) computes some compiled sums of
-# products wrong on the CPU when its YNN library fuses them (jax issue 39103;
-# tests/test_package.py has an example). None of its fusions are wanted: without
-# them a training step takes 8 % less time, too. XLA reads its flags when the
-# first computation runs, so it is enough that this package is imported before.
+# products wrong on the CPU when its YNN library fuses them (jax issue 39103).
+# None of its fusions are wanted: without them a training step takes 8 % less
+# time, too. XLA reads its flags once, when jax first asks for devices.
 _NO_FAULTY_FUSION = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def _sums_are_wrong() -> bool:
+  """Says whether jax has started, and computes a sum of products wrong."""
+  if "jax" not in sys.modules:
+    return False
+  import jax
+  import numpy as np
+
+  devices = jax.config.jax_num_cpu_devices
+  try:  # jax refuses this once it has started
+    jax.config.update("jax_num_cpu_devices", devices + 1)
+  except RuntimeError:
+    values = np.arange(2048, dtype=np.float32).reshape(512, 4)
+    weights, zeros = values[:16], np.zeros((512, 16, 5), np.float32)
+    add = lambda v, x: x + (weights * v).sum(axis=1)[:, None]
+    found = np.asarray(jax.jit(jax.vmap(add))(values, zeros))
+    return bool((found[:, :, 0] != values @ weights.T).any())
+  jax.config.update("jax_num_cpu_devices", devices)
+  return False
+
+
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   _flags = os.environ.get("XLA_FLAGS", "")
   if "ynn_fusion_type" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} {_NO_FAULTY_FUSION}".strip()
+  if _sums_are_wrong():
+    raise ImportError(
+      "jax has started without a flag that this release of jaxlib needs to"
+      " compute right sums on the CPU: import ssl_music before jax computes"
+      f" anything, or set XLA_FLAGS={_NO_FAULTY_FUSION} before Python starts"
+    )
 
 
 def load(path, checkpoint="latest", network="student", **options):
