@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
   {"compiled", "errors", "lock", "metrics", "pickle_machine", "progress"},
+  {"disk", "typed"},
+  {"seal"},
   {"tagger", "vectors", "neighbours"},
   {"results", "published", "page", "drawing", "vector_parts"},
   {"map_script", "map_page"},

@@ -1,0 +1,118 @@
+"""Writes files whole or not at all, and explains why a disk takes none."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssl_music.errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
+_MORE_FILES = "allow more open files with `ulimit -n`"
+
+
+def write(file: str | os.PathLike, content: str | bytes) -> None:
+  """Replaces a file; whoever reads it finds the old or the new, whole.
+
+  Args:
+    file: in a folder that exists. `FILE.partial` beside it is overwritten.
+    content: text is written as UTF-8.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  file = Path(file)
+  partial = file.with_name(f"{file.name}.partial")
+  data = content.encode() if isinstance(content, str) else content
+  with partial.open("wb") as opened:
+    opened.write(data)
+    opened.flush()
+    os.fsync(opened.fileno())
+  partial.rename(file)
+  sync(file.parent)
+
+
+def sync(path: Path) -> None:
+  """Waits until a file's content or a folder's names survive a power cut."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  except OSError as error:  # some file systems cannot do it for folders
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+      raise
+  finally:
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def explained(
+  doing: str,
+  where: str | os.PathLike,
+  *,
+  option: str = "",
+  after: str = "",
+  kind: type[InputError] = InputError,
+) -> Iterator[None]:
+  """Makes an `InputError` of an `OSError`, with its cause and what helps.
+
+  Wrap the calls that write, and no others: an error of reading a user's file
+  would be told as one of the folder.
+
+  Args:
+    doing: such as "write vectors to".
+    where: the file or folder, which ends the phrase.
+    option: that names another place, such as "--out"; "" where none does.
+    after: what becomes of finished work, such as "the same command goes on".
+    kind: the error to raise.
+
+  Raises:
+    InputError: "cannot write vectors to out (No space left on device): free
+      some space there, or give another --out; the same command goes on".
+  """
+  try:
+    yield
+  except ConnectionError:  # a pipe whose reader has left is no disk
+    raise
+  except OSError as error:
+    where, reason = Path(where), error.strerror or str(error)
+    failed = error.filename if isinstance(error.filename, str) else ""
+    if failed and not Path(failed).absolute().is_relative_to(where.absolute()):
+      reason = f"{failed}: {reason}"
+    steps = [_help(error.errno), f"give another {option}" if option else ""]
+    text = f"cannot {doing} {where} ({reason})"
+    text += f": {', or '.join(filter(None, steps))}"
+    raise kind(f"{text}; {after}" if after else text) from error
+
+
+@contextlib.contextmanager
+def readable(file: str | os.PathLike, advice: str) -> Iterator[None]:
+  """Makes an `InputError` of an `OSError` of reading a file.
+
+  Args:
+    file: that is read.
+    advice: what to do if it is missing, or its disk fails.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno in _FORBIDDEN:
+      advice = "make it readable"
+    elif error.errno in _TOO_MANY:
+      advice = _MORE_FILES
+    raise InputError(
+      f"cannot read {file} ({error.strerror or error}): {advice}"
+    ) from error
+
+
+def _help(number: int | None) -> str:
+  """Says what to do about an error of writing."""
+  if number in _FULL:
+    return "free some space there"
+  if number in _FORBIDDEN:
+    return "make it writable"
+  if number in _TOO_MANY:
+    return _MORE_FILES
+  return "check that folder and its disk"

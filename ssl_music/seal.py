@@ -1,0 +1,244 @@
+"""Tells whether the files of a finished folder are as they were written.
+
+`seal.json`, written last, holds each file's length and checksums:
+
+  {"files": {name: {"bytes": n, "crc32": [one for each MiB]}}, "crc32": of that}
+
+Small files are verified when they are read, large ones block by block as they
+are. Of a file that checks itself, as ArrayRecord's shards do, the seal holds
+the length and "head", the checksum of its first 4 KiB, which tells it from
+another one of the same length. CRC-32 finds accidents, not forgeries. What the
+seal does not name is not checked, and a folder made before there were seals has
+none: a JSON file of the folder says `"sealed": true`, so that a lost one shows.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_music import disk, typed
+from ssl_music.errors import InputError
+
+NAME = "seal.json"
+BLOCK = 1 << 20  # bytes
+HEAD = 1 << 12
+_ENTRY = {"bytes": int, "crc32?": [int], "head?": int}
+_KIND = {"files": {str: _ENTRY}, "crc32": int}
+
+
+def close(
+  folder: Path, names: Iterable[str], heads: Iterable[str] = ()
+) -> None:
+  """Seals a finished folder; what was sealed there before is forgotten.
+
+  Args:
+    folder: of the files.
+    names: of its files, relative to it.
+    heads: of files that check themselves.
+
+  Raises:
+    OSError: one cannot be read, or the seal cannot be written.
+  """
+  files = {name: measure(folder / name) for name in names}
+  files |= {name: measure(folder / name, head=True) for name in heads}
+  _store(folder, files)
+
+
+def put(folder: Path, name: str, content: str | bytes, advice: str) -> None:
+  """Writes a file of a folder that grows, and seals it.
+
+  A kill in between leaves a file that is not sealed, never one that is refused.
+
+  Raises:
+    InputError: the seal is damaged.
+    OSError: the file or the seal cannot be written.
+  """
+  add(folder, (), advice, forget=[name])
+  disk.write(folder / name, content)
+  add(folder, [name], advice)
+
+
+def add(
+  folder: Path, names: Iterable[str], advice: str, forget: Iterable[str] = ()
+) -> None:
+  """Seals more files of a folder that grows.
+
+  Args:
+    folder: of the files; one without a seal gets one.
+    names: of files that are finished.
+    advice: as of `Sealed`.
+    forget: files to be replaced. Forget them first, then replace them, then add
+      them.
+
+  Raises:
+    InputError: the seal is damaged.
+    OSError: a file cannot be read, or the seal cannot be written.
+  """
+  before = _load(folder, f"restore that file, or {advice}")
+  files = {n: entry for n, entry in (before or {}).items() if n not in forget}
+  files |= {name: measure(folder / name) for name in names}
+  if files != before:
+    _store(folder, files)
+
+
+def measure(file: Path, *, head: bool = False) -> dict[str, Any]:
+  """Returns what the seal holds of a file, in the memory of a block."""
+  with file.open("rb") as opened:
+    os.fsync(opened.fileno())
+    size = os.fstat(opened.fileno()).st_size
+    if head:
+      return {"bytes": size, "head": zlib.crc32(opened.read(HEAD))}
+    blocks = iter(lambda: opened.read(BLOCK), b"")
+    return {"bytes": size, "crc32": [zlib.crc32(block) for block in blocks]}
+
+
+class Sealed:
+  """A folder whose files are verified as they are read, as far as sealed.
+
+  Attributes:
+    files: {name: of `measure`}; {} in a folder made before there were seals.
+  """
+
+  def __init__(self, folder: Path, advice: str, marker: str | None = None):
+    """Reads the seal, and sees that each of its files has its length.
+
+    Args:
+      folder: of the files.
+      advice: how to get the folder back, such as "prepare it again"; messages
+        say "restore that file, or {advice}".
+      marker: name of a JSON file whose `"sealed": true` says that there is one.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+    self._folder, self._advice = folder, f"restore that file, or {advice}"
+    files = _load(folder, self._advice)
+    if files is None and marker and _is_marked(folder / marker):
+      raise InputError(f"{folder / NAME} is missing: {self._advice}")
+    self.files = files or {}
+    for name, entry in self.files.items():
+      file = folder / name
+      with disk.readable(file, self._advice), file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size != entry["bytes"]:
+          said = f"{size} bytes instead of {entry['bytes']}"
+          raise _damaged(file, said, self._advice)
+        if "head" in entry and zlib.crc32(opened.read(HEAD)) != entry["head"]:
+          raise _damaged(
+            file, "it is not the one that was sealed", self._advice
+          )
+
+  def read(self, name: str) -> bytes:
+    """Returns a file's content, verified.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    file = self._folder / name
+    with disk.readable(file, self._advice):
+      content = file.read_bytes()
+    Verified(file, content, self.files.get(name), self._advice).check()
+    return content
+
+  def map(self, name: str, dtype: npt.DTypeLike = np.uint8) -> "Verified":
+    """Maps a file, of which each block is verified when it is first read.
+
+    Raises:
+      InputError: it is missing.
+    """
+    file = self._folder / name
+    with disk.readable(file, self._advice):
+      # A view of a memmap is slow to make, of an array quick.
+      empty = not file.stat().st_size  # nothing to map
+      content = b"" if empty else np.memmap(file, mode="r").view(np.ndarray)
+    entry = self.files.get(name)
+    return Verified(file, content, entry, self._advice, dtype)
+
+
+class Verified:
+  """A file's numbers, of which each block is verified when it is first read."""
+
+  def __init__(
+    self,
+    file: Path,
+    content: bytes | np.ndarray,
+    entry: Mapping[str, Any] | None,
+    advice: str,
+    dtype: npt.DTypeLike = np.uint8,
+  ):
+    """Verifies nothing yet; without an entry nothing ever."""
+    self._file, self._entry, self._advice = file, entry, advice
+    self._bytes = memoryview(content)
+    size = np.dtype(dtype).itemsize
+    count = len(self._bytes) // size
+    self._values = np.frombuffer(content, dtype, count)
+    self._whole = np.zeros(-(-len(self._bytes) // BLOCK), bool)
+    self._whole[:] = entry is None
+
+  def __len__(self) -> int:
+    return len(self._values)
+
+  def __getitem__(self, where: slice) -> np.ndarray:
+    """Returns some of the numbers.
+
+    Raises:
+      InputError: a block that holds some is damaged.
+    """
+    found = self._values[where]
+    start, stop, _ = where.indices(len(self))
+    size = found.itemsize
+    blocks = slice(start * size // BLOCK, -(-stop * size // BLOCK))
+    if not self._whole[blocks].all():
+      self.check(blocks)
+    return found
+
+  def check(self, blocks: slice = slice(None)) -> None:
+    """Verifies blocks.
+
+    Raises:
+      InputError: one is damaged.
+    """
+    for index in np.flatnonzero(~self._whole[blocks]) + (blocks.start or 0):
+      start = int(index) * BLOCK
+      found = zlib.crc32(self._bytes[start : start + BLOCK])
+      if [found] != self._entry["crc32"][index : index + 1]:
+        said = f"a wrong checksum at byte {start}"
+        raise _damaged(self._file, said, self._advice)
+      self._whole[index] = True
+
+
+def _store(folder: Path, files: Mapping[str, Any]) -> None:
+  content = {"files": files, "crc32": _checksum(files)}
+  disk.write(folder / NAME, json.dumps(content) + "\n")
+
+
+def _load(folder: Path, advice: str) -> dict[str, dict[str, Any]] | None:
+  """Returns the entries of a folder's seal; None if it has no seal."""
+  file = folder / NAME
+  if not file.exists():
+    return None
+  found = typed.read(file, _KIND, advice)
+  if _checksum(found["files"]) != found["crc32"]:
+    raise _damaged(file, "its checksum is wrong", advice)
+  return found["files"]
+
+
+def _checksum(files: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(files, sort_keys=True).encode())
+
+
+def _is_marked(file: Path) -> bool:
+  try:
+    return json.loads(file.read_bytes()).get("sealed") is True
+  except (OSError, ValueError, AttributeError, RecursionError):
+    return False  # whoever reads that file says what is wrong with it
+
+
+def _damaged(file: Path, how: str, advice: str) -> InputError:
+  return InputError(f"{file} is damaged ({how}): {advice}")
