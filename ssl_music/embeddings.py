@@ -22,7 +22,6 @@ is 65504; beyond that is an error, never infinity.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -36,10 +35,9 @@ from typing import Any, BinaryIO
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
-from ssl_music import features
+from ssl_music import features, lock
 from ssl_music.data import pipeline
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks, find
@@ -88,7 +86,13 @@ def cached(
     file = folder / f"{tracks.name}-{split}-{about['key'][:20]}.npy"
     array = _read(file, about)
     if array is None:
-      with _alone(file):
+      with lock.hold(
+        folder,
+        f"embedding {tracks.name} into",
+        "give another folder",
+        name=f"{file.stem}.lock",
+        wait=True,
+      ):
         array = _read(file, about)  # what another process has made meanwhile
         if array is None:
           _write(file, about, frozen, embed, tracks, where, batch, mesh)
@@ -187,23 +191,6 @@ def _advance(opened: BinaryIO, size: int) -> int:
     value = zlib.crc32(piece, value)
     size -= len(piece)
   return value
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-  """Waits until no other process makes this array."""
-  # The lock's file stays: if it were deleted, one process could wait for it
-  # while others made it anew. The lock itself dies with its process.
-  with contextlib.ExitStack() as stack:
-    with _told(file.parent):
-      file.parent.mkdir(parents=True, exist_ok=True)
-      lock = stack.enter_context(file.with_suffix(".lock").open("w"))
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        logging.warning("waiting for the process that is making %s", file)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
 
 
 @contextlib.contextmanager

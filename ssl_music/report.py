@@ -14,6 +14,7 @@ from typing import Any
 from ssl_music import (
   appendix,
   drawing,
+  lock,
   page,
   published,
   results,
@@ -198,29 +199,24 @@ def _write(
     raise InputError(
       f"{out} holds something else than a report: give another --out"
     )
-  partial, old = (
-    out.parent / f".{out.name}.{kind}-{os.getpid()}"
-    for kind in ("partial", "old")
-  )
-  # What killed processes left of theirs.
-  kinds = f".{out.name}.partial-", f".{out.name}.old-"
-  for stale in out.parent.iterdir() if out.parent.is_dir() else ():
-    if stale.name.startswith(kinds):
-      shutil.rmtree(stale, ignore_errors=True)
-  try:
-    partial.mkdir(parents=True)
-    _fill(partial, probes, trainings, skipped)
-    if out.exists():
-      out.rename(old)
-    partial.rename(out)
-  except OSError as error:
-    raise InputError(
-      f"cannot write the report {out} ({error.strerror}): make room, or give"
-      " another --out"
-    ) from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+  beside = out.with_name(f".{out.name}.partial")
+  with lock.hold(beside, "writing a report to", "give another --out"):
+    try:
+      partial, old = beside / "new", beside / "old"
+      for stale in (partial, old):  # a killed process's
+        shutil.rmtree(stale, ignore_errors=True)
+      partial.mkdir()
+      _fill(partial, probes, trainings, skipped)
+      if out.exists():
+        out.rename(old)
+      partial.rename(out)
+    except OSError as error:
+      raise InputError(
+        f"cannot write the report {out} ({error.strerror}): make room, or give"
+        " another --out"
+      ) from error
+    finally:
+      shutil.rmtree(beside, ignore_errors=True)
 
 
 def _fill(

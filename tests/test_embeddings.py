@@ -1,6 +1,5 @@
 import json
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -275,22 +274,6 @@ def test_the_number_of_devices_does_not_count(data_dir, tmp_path, plain, mesh):
   np.testing.assert_allclose(eight, one, rtol=2**-10, atol=1e-4)
 
 
-def test_one_of_two_processes_waits(tmp_path):
-  # Two threads that open the lock's file are to the system as two processes.
-  second = threading.Event()
-
-  def enter():
-    with embeddings._alone(tmp_path / "a.npy"):
-      second.set()
-
-  waiting = threading.Thread(target=enter)
-  with embeddings._alone(tmp_path / "a.npy"):
-    waiting.start()
-    assert not second.wait(0.2)
-  assert second.wait(30)
-  waiting.join()
-
-
 def test_two_at_once_compute_once(data_dir, tmp_path, plain, mesh):
   calls = []
   frozen = counting(plain, calls)
@@ -342,5 +325,7 @@ def test_a_folder_that_cannot_be_made_is_explained(
   data_dir, tmp_path, plain, mesh
 ):
   (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="cannot write embeddings to"):
+  with pytest.raises(
+    InputError, match=r"cannot write to \S+ \(Not a dir"
+  ):
     cached(plain, parts(data_dir), tmp_path / "file" / "folder", mesh)

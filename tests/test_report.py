@@ -123,7 +123,8 @@ def test_every_figure_is_there_twice_and_in_the_markdown(written):
 def test_an_old_report_is_replaced_as_a_whole(written, monkeypatch):
   before = (written / "results.json").read_bytes()
   monkeypatch.setattr(summary, "figures_of", lambda *_: [])
-  (written.parent / ".report.partial-1").mkdir()  # of a killed process
+  left = written.parent / ".report.partial" / "new" / "figures"
+  left.mkdir(parents=True)  # of a killed process
 
   def full(*_):
     raise OSError(28, "No space left on device")
@@ -146,6 +147,23 @@ def test_an_old_report_is_replaced_as_a_whole(written, monkeypatch):
   report.write([written.parent], out)
   assert (out / "results.json").read_bytes() == before
   assert not (out / "old.png").exists()
+
+
+def test_two_reports_leave_each_other_alone(written, monkeypatch):
+  before = (written / "results.json").read_bytes()
+  refused = []
+
+  def meanwhile(*_):
+    """Another process writes the same report, in the midst of this one."""
+    with pytest.raises(InputError, match=r"another .* writing a report to"):
+      report.write([written.parent], written)
+    refused.append(True)
+    return []
+
+  monkeypatch.setattr(summary, "figures_of", meanwhile)
+  report.write([written.parent], written)
+  assert refused == [True]
+  assert (written / "results.json").read_bytes() == before
 
 
 def test_other_folders_are_not_overwritten(tmp_path):
