@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ssl_music import command_line
 from ssl_music.data.workers import cores
 from ssl_music.errors import report
 
@@ -76,13 +77,12 @@ def _print_summary(done, folder: Path, shard: tuple[int, int] | None) -> None:
     print(f"failed: {folder / vectors.FAILED}")
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
     prog="python -m ssl_music.embed",
     description="Embed music: a vector for every segment of every file.",
     epilog="Exit code: 0 if all files are embedded, 1 if some could not be, 2"
     " if nothing could be done. Interrupted, the same command goes on.",
-    allow_abbrev=False,
   )
   parser.add_argument(
     "sources", nargs="+", metavar="FILE_OR_FOLDER", help="music"
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--hop",
-    type=_seconds,
+    type=command_line.seconds,
     metavar="SECONDS",
     help="from a segment's start to the next one's, a multiple of 0.1; default:"
     " a segment's length",
@@ -122,13 +122,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--batch",
-    type=positive,
+    type=command_line.positive,
     default=32,
     help="segments that each device computes at once (default: %(default)s)",
   )
   parser.add_argument(
     "--processes",
-    type=_natural,
+    type=command_line.natural,
     default=cores(),
     help="worker processes that decode; default: one a core",
   )
@@ -140,29 +140,6 @@ def _parser() -> argparse.ArgumentParser:
     " processes or machines; a run without it merges",
   )
   return parser
-
-
-def _natural(text: str) -> int:
-  if not re.fullmatch("[0-9]+", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
-  return int(text)
-
-
-def positive(text: str) -> int:
-  """Returns an option's number.
-
-  Raises:
-    ArgumentTypeError: it is no number of 1 or more.
-  """
-  if not re.fullmatch("0*[1-9][0-9]*", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-  return int(text)
-
-
-def _seconds(text: str) -> float:
-  if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-  return float(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Takes an encoder away: `python -m ssl_music.export WORKDIR --out=DIR`."""
 
-import argparse
 import shutil
 import signal
 import sys
@@ -12,6 +11,7 @@ import jax
 
 from ssl_music import (
   bundle,
+  command_line,
   compiled,
   lock,
   model_card,
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
   Raises:
     InputError: there is no such encoder, or it cannot be exported.
   """
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog="python -m ssl_music.export",
     description="Write an encoder to a folder that needs nothing of ssl_music:"
     " a program for jax alone, its weights in our names and in the published"

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_music import command_line
 from ssl_music.data.workers import cores
 from ssl_music.errors import InputError, report
 
@@ -148,11 +149,10 @@ def _write_report(path: str, columns: Sequence[str], rows: list[dict]) -> None:
     ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
     prog="python -m ssl_music.prepare",
     description="Turn audio into a data set of int16 PCM, 16 kHz mono.",
-    allow_abbrev=False,
   )
   commands = parser.add_subparsers(dest="kind", required=True)
   demo = commands.add_parser(
@@ -168,14 +168,14 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _common() -> argparse.ArgumentParser:
-  common = argparse.ArgumentParser(add_help=False)
+def _common() -> command_line.Parser:
+  common = command_line.Parser(add_help=False)
   common.add_argument(
     "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
   )
   common.add_argument(
     "--processes",
-    type=_natural,
+    type=command_line.natural,
     default=cores(),
     help="worker processes that decode; default: one a core",
   )
@@ -185,27 +185,27 @@ def _common() -> argparse.ArgumentParser:
   return common
 
 
-def _sourced() -> argparse.ArgumentParser:
-  sourced = argparse.ArgumentParser(add_help=False)
+def _sourced() -> command_line.Parser:
+  sourced = command_line.Parser(add_help=False)
   sourced.add_argument("--source", required=True, help="folder")
   sourced.add_argument("--name", help="of the data set; default: by its kind")
   sourced.add_argument(
     "--max_seconds",
-    type=_seconds,
+    type=command_line.seconds,
     default=600,
     help="kept of each track, from its start; 0: all (default: %(default)s)",
   )
   sourced.add_argument(
     "--min_seconds",
-    type=_seconds,
+    type=command_line.seconds,
     default=4,
     help="shorter tracks are skipped (default: %(default)s)",
   )
   return sourced
 
 
-def _running() -> argparse.ArgumentParser:
-  running = argparse.ArgumentParser(add_help=False)
+def _running() -> command_line.Parser:
+  running = command_line.Parser(add_help=False)
   running.add_argument(
     "--runner",
     default=LOCAL,
@@ -221,11 +221,11 @@ def _running() -> argparse.ArgumentParser:
   return running
 
 
-def _checking() -> argparse.ArgumentParser:
-  checking = argparse.ArgumentParser(add_help=False)
+def _checking() -> command_line.Parser:
+  checking = command_line.Parser(add_help=False)
   checking.add_argument(
     "--sample",
-    type=_natural,
+    type=command_line.natural,
     default=200,
     help="tracks to decode (default: %(default)s)",
   )
@@ -239,7 +239,7 @@ def _checking() -> argparse.ArgumentParser:
 def _add_kinds(commands, command: str, parents: list) -> None:
   """Adds a parser for each of `KINDS`."""
 
-  def add(kind: str, help: str) -> argparse.ArgumentParser:
+  def add(kind: str, help: str) -> command_line.Parser:
     parser = commands.add_parser(kind, parents=parents, help=help)
     parser.set_defaults(command=command, kind=kind)
     return parser
@@ -250,7 +250,7 @@ def _add_kinds(commands, command: str, parents: list) -> None:
   )
   folder.add_argument(
     "--seed",
-    type=_natural,
+    type=command_line.natural,
     default=0,
     help="of the split by artist, where the manifest has none",
   )
@@ -291,18 +291,6 @@ def _add_kinds(commands, command: str, parents: list) -> None:
     "--tags", help="vocabulary of a split of your own, a tag a line"
   )
   add("gtzan", "GTZAN, ten genres, fault-filtered split")
-
-
-def _natural(text: str) -> int:
-  if not re.fullmatch("[0-9]+", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
-  return int(text)
-
-
-def _seconds(text: str) -> float:
-  if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text):
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-  return float(text)
 
 
 def _print_summary(summary: dict, plan: dict) -> None:

@@ -1,6 +1,5 @@
 """Compares probes: `python -m ssl_music.report WORKDIR... [--out=DIR]`."""
 
-import argparse
 import csv
 import io
 import json
@@ -13,6 +12,7 @@ from typing import Any
 
 from ssl_music import (
   appendix,
+  command_line,
   drawing,
   lock,
   page,
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
   Raises:
     InputError: no scores there, or the report cannot be written.
   """
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog="python -m ssl_music.report",
     description="Print a table of probes' test scores, and write a report of"
     " them and their pre-trainings: index.html, results.md, results.csv,"

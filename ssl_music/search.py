@@ -4,7 +4,6 @@ The nearest tracks to a file within a folder that `python -m ssl_music.embed`
 has written, and a map of all of them.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music import command_line
 from ssl_music.data.files import printable
-from ssl_music.embed import positive
 from ssl_music.errors import InputError, report
 
 
@@ -191,14 +190,13 @@ def _line(file: str, near: Sequence[tuple[str, float]]) -> str:
 _FORMATS = {"table": _table, "json": _line}
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
     prog="python -m ssl_music.search",
     description="Find the nearest tracks to a file within an embedded folder,"
     " or draw a map of the folder to look at and listen to.",
     epilog="Exit code: 0, or 1 if some files could not be embedded, or 2 if"
     " nothing could be done.",
-    allow_abbrev=False,
   )
   parser.add_argument("files", nargs="*", metavar="FILE", help="music")
   parser.add_argument(
@@ -214,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--top",
-    type=positive,
+    type=command_line.positive,
     default=10,
     metavar="N",
     help="neighbours of a file (default: %(default)s)",

@@ -4,7 +4,6 @@ What is slow to import is imported where it is used: worker processes import
 this module too, and need none of it.
 """
 
-import argparse
 import contextlib
 import csv
 import json
@@ -16,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ssl_music.embed import positive
+from ssl_music import command_line
 from ssl_music.errors import InputError, report
 
 Tags = dict[str, float]
@@ -163,13 +162,12 @@ def _opened(out: str | None) -> Iterator[TextIO]:
     ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
     prog="python -m ssl_music.tag",
     description="Tag music with a probe's head, or a fine-tuned network.",
     epilog="Exit code: 0 if all files are tagged, 1 if some could not be, 2 if"
     " nothing could be done.",
-    allow_abbrev=False,
   )
   parser.add_argument(
     "sources", nargs="+", metavar="FILE_OR_FOLDER", help="music"
@@ -188,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--top",
-    type=positive,
+    type=command_line.positive,
     default=10,
     metavar="N",
     help="tags of a file, the likeliest first (default: %(default)s)",

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
   {"compiled", "errors", "lock", "metrics", "pickle_machine", "progress"},
+  {"command_line"},
   {"disk", "typed"},
   {"seal"},
   {"tagger", "vectors", "neighbours"},

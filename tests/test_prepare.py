@@ -1,6 +1,7 @@
 import pytest
 
 from ssl_music import prepare
+from ssl_music.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -29,10 +30,7 @@ def test_a_check_ends_with_the_command_that_prepares(given, left):
     "--min_seconds=",
   ],
 )
-def test_wrong_numbers_are_explained(wrong, capsys):
-  with pytest.raises(SystemExit) as left:
+def test_wrong_numbers_are_explained(wrong):
+  with pytest.raises(InputError, match=" is no number") as raised:
     prepare.main(["folder", "--source=a", wrong])
-  assert left.value.code == 2
-  said = capsys.readouterr().err
-  assert " is no number" in said
-  assert wrong.split("=")[0] in said
+  assert wrong.split("=")[0] in str(raised.value)
