@@ -116,6 +116,19 @@ def memory(program: jax.stages.Compiled) -> int:
 
 def compile_step(config: Mapping[str, Any], mesh: Mesh) -> jax.stages.Compiled:
   """Compiles the training step of a config, a plain dict, over a mesh."""
+  return lower_step(config, mesh).compile(_QUICK)
+
+
+def lower_step(
+  config: Mapping[str, Any], mesh: Mesh, platform: str | None = None
+) -> jax.stages.Lowered:
+  """Lowers the training step of a config, a plain dict, over a mesh.
+
+  Args:
+    config: a supervised one has as many tags as its head has outputs.
+    mesh: of devices that need not be there.
+    platform: to lower for, such as "tpu"; None is that of the mesh's devices.
+  """
   rates = optimizer.learning_schedules(config, LENGTHS)
   rates |= step.teacher_schedules(config, LENGTHS)
   updates = optimizer.make_optimizer(config, rates)
@@ -126,12 +139,16 @@ def compile_step(config: Mapping[str, Any], mesh: Mesh) -> jax.stages.Compiled:
   samples = round(config["data"]["seconds"] * audio.SAMPLE_RATE)
   shape = config["views"], config["batch"], samples
   batch = {"views": jax.ShapeDtypeStruct(shape, jnp.int16)}
+  pretext = config["pretext"]
+  if PRETEXTS[pretext["name"]].labels:
+    shape = 1, config["batch"], pretext["head"][-1]
+    batch["labels"] = jax.ShapeDtypeStruct(shape, jnp.int8)
   program = step.map_train_step(config, updates, rates, mesh)
-  lowered = program.lower(
+  traced = program.trace(
     _on(state, mesh, PartitionSpec()),
     _on(batch, mesh, PartitionSpec(None, AXIS)),
   )
-  return lowered.compile(_QUICK)
+  return traced.lower(lowering_platforms=platform and (platform,))
 
 
 def compile_loss(config: Mapping[str, Any], mesh: Mesh) -> jax.stages.Compiled:

@@ -8,27 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Most terms that XLA sums at once on a CPU. A longer sum becomes a tree of
-# windows, whose inner loop is not vectorised: 20 times slower, and less exact.
-_SUMMED_AT_ONCE = 32
-
-
-def channel_sum(x: jax.Array) -> jax.Array:
-  """Sums over all axes but the last, in two rounds.
-
-  Args:
-    x: [..., channels].
-
-  Returns:
-    [channels].
-  """
-  rows = x.reshape(-1, x.shape[-1])
-  terms = min(_SUMMED_AT_ONCE, len(rows))
-  while len(rows) % terms:
-    terms -= 1
-  partial = rows.reshape(terms, -1, x.shape[-1]).sum(0)
-  # Without the barrier the compiler makes one sum of the two.
-  return jax.lax.optimization_barrier(partial).sum(0)
+from ssl_music.models.cpu import channel_sum
 
 
 def batch_moments(

@@ -4,10 +4,8 @@ Architecture of Radford et al., "Learning Transferable Visual Models From
 Natural Language Supervision" (2021), as the paper's authors narrowed it
 (arXiv:2404.09177). Inside, images are [N, mel, frame, channel].
 
-Two things are written for speed, with results unchanged. A 1x1 convolution is
-a `Dense` layer with `product.product`: for the weight gradient of an
-`nn.Conv`, XLA on CPU transposes its input in one fusion that computes the
-residual blocks before it over again. And average pooling is a reshape and mean.
+A 1x1 convolution is a `Dense` layer, and average pooling a reshape and a mean:
+what they compute is that of convolutions, and compilers make more of it.
 """
 
 import functools
@@ -17,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_music.models.cpu import dot_general
 from ssl_music.models.norm import BatchNorm
-from ssl_music.models.product import dot_general
 
 # A block of `planes` channels puts out this many times as many.
 EXPANSION = 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from ssl_music.models.norm import BatchNorm, channel_sum
+from ssl_music.models.norm import BatchNorm
 
 
 def normal(*shape, seed=0):
@@ -43,15 +43,6 @@ def train_step(module, variables, x, cotangent):
     variables["params"], x
   )
   return y, stats, gradients
-
-
-@pytest.mark.parametrize(
-  "shape", [(1, 3), (37, 3), (64, 3), (5, 7, 9, 2), (64, 32, 31, 4)]
-)
-def test_channel_sum(shape):
-  x = 50 + normal(*shape)
-  expected = x.astype(np.float64).reshape(-1, shape[-1]).sum(0)
-  np.testing.assert_allclose(jax.jit(channel_sum)(x), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 2, 5)])

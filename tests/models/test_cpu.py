@@ -1,0 +1,41 @@
+"""What has a form for CPUs: both forms against NumPy."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_music.models import cpu
+
+
+@pytest.fixture(params=["cpu", "default"], autouse=True)
+def form(request, monkeypatch):
+  """Computes here what a CPU, and what an accelerator, gets."""
+  choose = lambda *operands, **forms: forms[request.param](*operands)
+  monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+
+
+@pytest.mark.parametrize(
+  "shape", [(1, 3), (37, 3), (64, 3), (5, 7, 9, 2), (64, 32, 31, 4)]
+)
+def test_channel_sum(shape):
+  rng = np.random.default_rng(0)
+  x = 50 + rng.standard_normal(shape).astype(np.float32)
+  expected = x.astype(np.float64).reshape(-1, shape[-1]).sum(0)
+  summed = jax.jit(lambda x: cpu.channel_sum(x))(x)
+  np.testing.assert_allclose(summed, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [2, 8])
+def test_product_has_the_derivative_of_a_product(outputs):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((3, 5, 4)).astype(np.float32)
+  kernel = rng.standard_normal((4, outputs)).astype(np.float32)
+  back = rng.standard_normal((3, 5, outputs)).astype(np.float32)
+  y, pull = jax.vjp(cpu.product, x, kernel)
+  to_x, to_kernel = pull(back)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  close(y, x @ kernel)
+  close(to_x, back @ kernel.T)
+  close(to_kernel, np.einsum("abi,abo->io", x, back))
