@@ -4,21 +4,28 @@ Two formats are read. Since PyTorch 1.6 it is an uncompressed zip: the pickle
 `NAME/data.pkl`, a file `NAME/data/KEY` for each storage, and `NAME/byteorder`.
 The one before is a sequence of pickles (a magic number, a version, the byte
 order, the object, the keys of the storages) and then the storages.
+
+Only the few names by which PyTorch writes tensors mean something here. Whatever
+else a checkpoint holds, from optimizer states to objects of classes that are
+not installed, becomes `_Inert`.
 """
 
 import io
+import math
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
+from ssl_music import unpickler
 from ssl_music.errors import InputError
-from ssl_music.models import torch_pickle
-from ssl_music.pickle_machine import Refused
+from ssl_music.unpickler import Refused
 
 _ADVICE = "download it again, or save it again with torch.save"
 _ZIP = b"PK\x03\x04"
@@ -28,10 +35,256 @@ _LEGACY_VERSION = 1001
 # Bytes of a zip's directory and of a pickle, all of which is kept in memory.
 _MAX_DIRECTORY = 64 * 2**20
 _MAX_PICKLE = 256 * 2**20
+# Opcodes of one pickle. A tensor takes some 20 of them, so that there is room
+# for lists of figures; below 1 GB.
+_MAX_STEPS = 4_000_000
+_MAX_AXES = 64  # NumPy's
 # Tensors may share their values, but not be larger than the file many times.
 _MAX_GROWTH = 8
 # Where the published checkpoints, and most others, keep the weights.
 _PLACES = ("model", "state_dict")
+_STORAGES = {
+  "BoolStorage": "bool",
+  "ByteStorage": "uint8",
+  "CharStorage": "int8",
+  "ShortStorage": "int16",
+  "IntStorage": "int32",
+  "LongStorage": "int64",
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "FloatStorage": "float32",
+  "DoubleStorage": "float64",
+  "ComplexFloatStorage": "complex64",
+  "ComplexDoubleStorage": "complex128",
+  # Of quantised tensors, which are passed over.
+  "QInt8Storage": "int8",
+  "QInt32Storage": "int32",
+  "QUInt8Storage": "uint8",
+  "QUInt4x2Storage": "uint8",
+  "QUInt2x4Storage": "uint8",
+}
+# Types without a storage class of their own.
+_DTYPES = (
+  *("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz"),
+  *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
+
+
+class _Inert:
+  """Stands for all that is not understood: takes anything, keeps nothing."""
+
+  __slots__ = ()
+
+  def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+    return super().__new__(cls)
+
+  def __call__(self, *_: Any, **__: Any) -> "_Inert":
+    return self
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    pass
+
+  @classmethod  # so that no state changes the class, either
+  def __setstate__(cls, state: Any) -> None:
+    pass
+
+  def append(self, _: Any) -> None:
+    """Drops an item."""
+
+  add = extend = append
+
+
+class _Type(_Inert):
+  """The class of a storage, or the type of a tensor's values."""
+
+  __slots__ = ("dtype",)
+
+  def __init__(self, dtype: str):
+    self.dtype = dtype  # "": of bytes of any
+
+
+class _Dict(dict):
+  """What a dict holds under text: nothing else names a tensor."""
+
+  __slots__ = ()
+
+  def __init__(self, pairs: list | tuple = ()):
+    super().__init__()
+    for key, value in pairs:  # of Python 2's OrderedDict
+      self[key] = value
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    if type(key) is str:
+      super().__setitem__(key, value)
+
+  def __setstate__(self, state: Any) -> None:
+    """Drops the `_metadata` of a state dict."""
+
+
+class _Storage(NamedTuple):
+  """A stretch of the file: where it is, and what values it holds."""
+
+  key: str
+  dtype: str  # "": bytes of any
+
+
+class _Tensor(NamedTuple):
+  """A tensor of a pickle, before its values are read.
+
+  Attributes:
+    key: of the storage that holds the values.
+    dtype: of the values, as NumPy and ml_dtypes name it.
+    offset: first value in the storage.
+    size: length of each axis.
+    stride: values from one index to the next, of each axis.
+    conjugate: whether the values still have to be conjugated.
+    negative: whether the values still have to be negated.
+  """
+
+  key: str
+  dtype: str
+  offset: int
+  size: tuple[int, ...]
+  stride: tuple[int, ...]
+  conjugate: bool
+  negative: bool
+
+
+def _rebuild(
+  storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
+) -> _Tensor:
+  """`_rebuild_tensor` and `_rebuild_tensor_v2`."""
+  if type(storage) is not _Storage or not storage.dtype:
+    raise Refused("holds a tensor without a storage")
+  return _tensor(storage.key, storage.dtype, offset, size, stride, rest[2:])
+
+
+def _rebuild_v3(
+  storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
+) -> _Tensor:
+  """`_rebuild_tensor_v3`: the storage is of bytes, the type stands beside."""
+  dtype = rest[2]
+  if type(storage) is not _Storage or type(dtype) is not _Type:
+    raise Refused("holds a tensor without a storage or a type")
+  if dtype.dtype not in _DTYPES:
+    raise Refused("holds a tensor of an unknown type")
+  return _tensor(storage.key, dtype.dtype, offset, size, stride, rest[3:])
+
+
+def _tensor(
+  key: str, dtype: str, offset: Any, size: Any, stride: Any, rest: tuple
+) -> _Tensor:
+  """Returns a tensor if its offset, size and stride are possible."""
+  for axes in ((offset,), size, stride):
+    if type(axes) is not tuple or len(axes) > _MAX_AXES:
+      raise Refused("holds a tensor of no possible shape")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in axes):
+      raise Refused("holds a tensor of no possible shape")
+  if len(size) != len(stride):
+    raise Refused("holds a tensor of no possible shape")
+  marks = rest[0] if rest and type(rest[0]) is _Dict else {}
+  conjugate, negative = marks.get("conj") is True, marks.get("neg") is True
+  return _Tensor(key, dtype, offset, size, stride, conjugate, negative)
+
+
+_TYPES = {
+  "torch.storage.UntypedStorage": _Type(""),
+  **{f"torch.{name}": _Type(dtype) for name, dtype in _STORAGES.items()},
+  **{f"torch.{name}": _Type(name) for name in _DTYPES},
+}
+_CALLS = {
+  "builtins.dict": _Dict,
+  "collections.OrderedDict": _Dict,
+  "torch._utils._rebuild_tensor": _rebuild,
+  "torch._utils._rebuild_tensor_v2": _rebuild,
+  "torch._utils._rebuild_tensor_v3": _rebuild_v3,
+  "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+  "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+}
+
+
+def _unpickle(
+  data: bytes, start: int, dtypes: dict[str, str]
+) -> tuple[Any, int]:
+  """Returns what a pickle holds, and the byte after its end.
+
+  The type of values of each storage that it refers to ("uint8" where it is
+  open) goes into `dtypes`, by the storage's key.
+  """
+
+  def refer(identity: Any) -> Any:
+    match identity:
+      case ("module", *_):  # the old format's name for a network's class
+        return _Inert
+      case ("storage", _Type(dtype=dtype), str(key), _, int(), *view):
+        if view in ([], [None]):
+          dtypes[key] = dtype or "uint8"
+          return _Storage(key, dtype)
+    raise Refused("refers to something else than a storage of tensors")
+
+  return unpickler.read(
+    data,
+    start,
+    calls=_CALLS,
+    other=lambda name: _TYPES.get(name, _Inert),
+    refer=refer,
+    most=_MAX_STEPS,
+  )
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+  """Returns a type by its name, those that NumPy lacks from ml_dtypes."""
+  return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _nbytes(tensor: _Tensor) -> int:
+  """Returns the bytes of a tensor's values, each index counted."""
+  return math.prod(tensor.size) * _numpy_dtype(tensor.dtype).itemsize
+
+
+def _array(
+  tensor: _Tensor, storage: bytes | memoryview, little_endian: bool
+) -> np.ndarray:
+  """Returns a tensor's values in this machine's byte order.
+
+  They may be a read-only view of the storage.
+  """
+  dtype = _numpy_dtype(tensor.dtype)
+  reach = tensor.offset + sum(
+    (n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)
+  )
+  if 0 not in tensor.size and reach >= len(storage) // dtype.itemsize:
+    raise Refused(
+      f"holds a tensor of {reach + 1} values in a storage of"
+      f" {len(storage) // dtype.itemsize}"
+    )
+  try:
+    if 0 in tensor.size:
+      return np.zeros(tensor.size, dtype)
+    values = np.ndarray(
+      tensor.size,
+      np.uint8 if dtype.kind == "b" else dtype,
+      storage,
+      tensor.offset * dtype.itemsize,
+      # The step of an axis of length 1 means nothing, and may be anything.
+      [
+        step * dtype.itemsize if n > 1 else 0
+        for n, step in zip(tensor.size, tensor.stride, strict=True)
+      ],
+    )
+  except (OverflowError, ValueError) as error:
+    raise Refused("holds a tensor of no possible shape") from error
+  if dtype.kind == "b":
+    if tensor.negative:
+      raise Refused("holds a negative tensor of truth values")
+    values = np.asarray(values != 0)  # whatever is not 0 is true
+  if little_endian != (sys.byteorder == "little"):
+    part = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+    parts = values.reshape(-1).view(f"u{part}").byteswap()
+    values = parts.view(dtype).reshape(tensor.size)
+  if tensor.conjugate:
+    values = values.conj()
+  return np.asarray(-values if tensor.negative else values)
 
 
 def is_torch(head: bytes) -> bool:
@@ -132,8 +385,8 @@ def _read_archive(
     order = content(root + "byteorder", 16).strip()
   if order not in (b"little", b"big"):
     raise Refused("has an unknown byte order")
-  loaded = torch_pickle.load(content(root + "data.pkl", _MAX_PICKLE))
-  tensors = _tensors(loaded.value)
+  checkpoint, _ = _unpickle(content(root + "data.pkl", _MAX_PICKLE), 0, {})
+  tensors = _tensors(checkpoint)
   storages = {
     tensor.key: f"{root}data/{tensor.key}" for tensor in tensors.values()
   }
@@ -150,50 +403,44 @@ def _read_archive(
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
-  magic = torch_pickle.load(data)
-  version = torch_pickle.load(data, magic.end)
-  if (magic.value, version.value) != (_LEGACY, _LEGACY_VERSION):
+  values, dtypes, end = [], {}, 0
+  for _ in range(5):
+    value, end = _unpickle(data, end, dtypes)
+    values.append(value)
+  magic, version, _, checkpoint, keys = values
+  if (magic, version) != (_LEGACY, _LEGACY_VERSION):
     raise Refused("is of an unknown version of PyTorch's old format")
-  machine = torch_pickle.load(data, version.end)
-  loaded = torch_pickle.load(data, machine.end)
-  keys = torch_pickle.load(data, loaded.end)
-  if type(keys.value) is not list:
+  if type(keys) is not list or not all(type(key) is str for key in keys):
     raise Refused("does not list its storages")
-  tensors = _tensors(loaded.value)
-  storages, position = {}, keys.end
-  for key in keys.value:
-    if type(key) is not str or key not in loaded.storages:
+  tensors, storages = _tensors(checkpoint), {}
+  for key in keys:
+    if key not in dtypes:
       raise Refused("lists a storage that it does not use")
     # A count of values and the values, always little endian.
-    count = int.from_bytes(data[position : position + 8], "little")
-    start = position + 8
-    position = (
-      start + count * torch_pickle.numpy_dtype(loaded.storages[key]).itemsize
-    )
-    if position > len(data):
+    count = int.from_bytes(data[end : end + 8], "little")
+    start = end + 8
+    end = start + count * _numpy_dtype(dtypes[key]).itemsize
+    if end > len(data):
       raise Refused(f"breaks off at byte {len(data)}")
-    storages[key] = memoryview(data)[start:position]
+    storages[key] = memoryview(data)[start:end]
   if any(tensor.key not in storages for tensor in tensors.values()):
     raise Refused("lacks the storage of a tensor")
   return _arrays(
-    tensors,
-    storages,
-    little_endian=True,
-    most=_MAX_GROWTH * len(data),
+    tensors, storages, little_endian=True, most=_MAX_GROWTH * len(data)
   )
 
 
-def _tensors(checkpoint: Any) -> dict[str, torch_pickle.Tensor]:
+def _tensors(checkpoint: Any) -> dict[str, _Tensor]:
   """Returns the tensors of a checkpoint's state dict by name."""
-  if type(checkpoint) is not dict:
+  if type(checkpoint) is not _Dict:
     raise Refused("holds no state dict", ", the result of model.state_dict()")
   for state in (*map(checkpoint.get, _PLACES), checkpoint):
-    if type(state) is dict:
+    if type(state) is _Dict:
       # Escaped, as names go to somebody's terminal when they do not fit.
       tensors = {
         name.encode("unicode_escape").decode(): value
         for name, value in state.items()
-        if type(name) is str and type(value) is torch_pickle.Tensor
+        if type(value) is _Tensor
       }
       if tensors:
         return tensors
@@ -202,15 +449,15 @@ def _tensors(checkpoint: Any) -> dict[str, torch_pickle.Tensor]:
 
 
 def _arrays(
-  tensors: Mapping[str, torch_pickle.Tensor],
+  tensors: Mapping[str, _Tensor],
   storages: Mapping[str, bytes | memoryview],
   *,
   little_endian: bool,
   most: int,
 ) -> dict[str, np.ndarray]:
-  if sum(tensor.nbytes for tensor in tensors.values()) > most:
+  if sum(_nbytes(tensor) for tensor in tensors.values()) > most:
     raise Refused("holds tensors that are far larger than the file")
   return {
-    name: torch_pickle.array(tensor, storages[tensor.key], little_endian)
+    name: _array(tensor, storages[tensor.key], little_endian)
     for name, tensor in tensors.items()
   }

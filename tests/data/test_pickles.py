@@ -1,4 +1,4 @@
-"""Pickles are read as `pickle` reads them, as long as they hold plain data."""
+"""Pickles are read as `pickle` reads them, and none of their code runs."""
 
 import io
 import math
@@ -88,7 +88,7 @@ def test_agrees_with_pickle(tmp_path, protocol):
   rng = np.random.default_rng(protocol)
   values = [random_value(rng) for _ in range(80)]
   values += [*ARRAYS, b"", b"\x00\xff'", list(range(3000)), [ARRAYS[0]] * 3]
-  values += [{1: 2, -1.5: None, b"a": "b"}, 2**64 - 1, -(2**63), 255, 65536]
+  values += [{"1": 2, b"a": "b"}, 2**64 - 1, -(2**63), 255, 65536]
   for value in values:
     data = pickle.dumps(value, protocol)
     expected = pickle.loads(data)
@@ -161,14 +161,6 @@ def test_strings_of_python_2(tmp_path):
   assert pickles.read_strings(written(tmp_path, data)) == expected
 
 
-@pytest.mark.parametrize(
-  "argument", [b"'a", b"a", b"'", b"", b"'\\u0041'", b"'\\q'", b"'\\'", b"'a\""]
-)
-def test_what_is_no_string_of_python_2(tmp_path, argument):
-  with pytest.raises(InputError, match="byte"):
-    pickles.read(written(tmp_path, b"S" + argument + b"\n."))
-
-
 def test_arrays_of_python_2(tmp_path):
   for array in (ARRAYS[0], ARRAYS[1], ARRAYS[3], ARRAYS[5]):
     data = python2_array(array)
@@ -180,12 +172,6 @@ def test_arrays_of_python_2(tmp_path):
   raw = b"T" + len(array.tobytes()).to_bytes(4, "little") + array.tobytes()
   data = b"\x80\x02" + data.replace(line, raw)
   assert same(pickles.read(written(tmp_path, data)), expected)
-
-
-def test_arrays_can_be_written_to(tmp_path):
-  array = pickles.read(written(tmp_path, pickle.dumps(np.zeros(3), 2)))
-  array[0] = 1
-  assert array.tolist() == [1, 0, 0]
 
 
 def test_lists_of_strings(tmp_path):
@@ -225,9 +211,9 @@ def test_npy_files_that_are_wrong(tmp_path):
     (b"", "no whole .npy"),
     (good[:40], "no whole .npy"),
     (pickle.dumps([1]), "no whole .npy"),
-    (good[:-1], "holds 47 bytes of values where its header says 48"),
+    (good[:-1], "holds 47 bytes of values for an array of 48"),
     (good + b"\0", "holds 49 bytes"),
-    (good.replace(b"(6,)", b"(7,)"), "says 56"),
+    (good.replace(b"(6,)", b"(7,)"), "for an array of 56"),
     (good.replace(b"(6,)", b"-60 "), "no whole .npy"),
     (good.replace(b"<f8", b"<m8"), "array of type '<m8'"),
     (good.replace(b"<f8", b"<c8"), "array of type '<c8'"),
