@@ -1,8 +1,13 @@
 """Self-supervised pre-training and probing of music encoders in JAX."""
 
-import importlib.metadata
 import os
 import sys
+
+from ssl_music import interrupts
+
+interrupts.begin_in_commands()  # before anything that takes long to import
+
+import importlib.metadata  # noqa: E402
 
 # jaxlib 0.10 (the newest for Python 3.11) computes some compiled sums of
 # products wrong on the CPU when its YNN library fuses them (jax issue 39103).

@@ -8,11 +8,9 @@ and need none of it.
 
 import argparse
 import re
-import signal
-import sys
 from pathlib import Path
 
-from ssl_music import command_line
+from ssl_music import command_line, interrupts
 from ssl_music.data.workers import cores
 from ssl_music.errors import report
 
@@ -28,8 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
     InputError: what is wrong with the input, in one sentence.
   """
   options = _parser().parse_args(arguments)
-  # As an exception, so that what was done is kept.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   from ssl_music import compiled, embed_files, pretrained
 
   compiled.keep()
@@ -37,15 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
   encoder = pretrained.load(
     options.encoder, options.checkpoint, options.network, batch=options.batch
   )
-  done = embed_files.embed_files(
-    encoder,
-    paths,
-    Path(options.out),
-    hop=options.hop,
-    kind=options.format,
-    processes=options.processes,
-    shard=options.shard,
-  )
+  with interrupts.unwinding():
+    done = embed_files.embed_files(
+      encoder,
+      paths,
+      Path(options.out),
+      hop=options.hop,
+      kind=options.format,
+      processes=options.processes,
+      shard=options.shard,
+    )
   _print_summary(done, Path(options.out), options.shard)
   return 1 if done.failed else 0
 

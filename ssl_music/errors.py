@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from ssl_music import interrupts
+
 
 class InputError(Exception):
   """Bad input: the message says what, where and what to do about it."""
@@ -28,6 +30,7 @@ def report(command: Callable[[], int | None]) -> None:
   Args:
     command: returns the exit code; None means 0.
   """
+  interrupts.leave_at_once()
   sys.unraisablehook = _unraisable
   try:
     code = command()
@@ -37,8 +40,7 @@ def report(command: Callable[[], int | None]) -> None:
     sys.unraisablehook = lambda _: None
     code = 2
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    code = 130
+    interrupts.leave(130)
   except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
     sys.stderr.close()
     code = 141

@@ -1,8 +1,6 @@
 """Takes an encoder away: `python -m ssl_music.export WORKDIR --out=DIR`."""
 
 import shutil
-import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from ssl_music import (
   bundle,
   command_line,
   compiled,
+  interrupts,
   lock,
   model_card,
   provenance,
@@ -67,17 +66,16 @@ def main(arguments: list[str] | None = None) -> None:
     help="probes of it, for the model card (default: those that lie beside it)",
   )
   options = parser.parse_args(arguments)
-  # As an exception, so that what is unfinished is removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   compiled.keep()
-  made = export(
-    options.source,
-    options.out,
-    checkpoint=options.checkpoint,
-    network=options.network,
-    license=options.license,
-    scores=options.scores,
-  )
+  with interrupts.unwinding():
+    made = export(
+      options.source,
+      options.out,
+      checkpoint=options.checkpoint,
+      network=options.network,
+      license=options.license,
+      scores=options.scores,
+    )
   for name, size in made["files"].items():
     gap = made["checked"]["found"].get(name)
     print(

@@ -7,7 +7,6 @@ here does anything in a run of a single process.
 import contextlib
 import ctypes
 import json
-import multiprocessing
 import os
 import queue
 import signal
@@ -16,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ import numpy as np
 from jax._src import clusters, distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssl_music import parallel
+from ssl_music import interrupts, parallel
 from ssl_music.errors import InputError
 
 # Where the processes are known without being told: JAX's names.
@@ -238,7 +237,7 @@ _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number: int) -> None:
   del number
   print(f"\nerror: JAX cannot reach another process{_SO}", file=sys.stderr)
-  _leave(1)
+  interrupts.leave(1)
 
 
 def _tell(process: int | None, text: str, code: int) -> bool:
@@ -281,7 +280,7 @@ def _watch(failed: queue.SimpleQueue, ended: threading.Event) -> None:
     except jax.errors.JaxRuntimeError:
       if not ended.is_set():
         print(f"\nerror: process 0 cannot be reached{_SO}", file=sys.stderr)
-        _leave(1)
+        interrupts.leave(1)
       return
     if first:
       _report(first, failed)
@@ -289,7 +288,7 @@ def _watch(failed: queue.SimpleQueue, ended: threading.Event) -> None:
         # The coordinator is to be there until all have read it, and those that
         # are busy come here a grace later than the first.
         client.wait_at_barrier("ssl_music/left", 2 * _GRACE * 1000)
-      _leave(first["code"])
+      interrupts.leave(first["code"])
     now = time.monotonic()
     silent = [str(p) for p, (_, last) in seen.items() if now - last > _SILENCE]
     if silent:  # told as well, since some see it earlier than others
@@ -319,12 +318,3 @@ def _report(first: dict, failed: queue.SimpleQueue) -> None:
     known = first["process"] is not None
     who = f"process {first['process']} has ended: " if known else ""
     print(f"\nerror: {who}{first['text']}", file=sys.stderr)
-
-
-def _leave(code: int) -> NoReturn:
-  """Ends the process at once: nothing in it waits for those that are gone."""
-  for child in multiprocessing.active_children():  # such as readers
-    child.kill()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)

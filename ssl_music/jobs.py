@@ -25,7 +25,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from ssl_music import config as defaults
-from ssl_music import lock, workdir
+from ssl_music import interrupts, lock, workdir
 from ssl_music.data.tracks import find
 from ssl_music.errors import InputError
 
@@ -243,6 +243,9 @@ def _work(run: Callable, config: ConfigDict, folder: str, telling: Connection):
   # passes it on, and once; and all that the job starts can be ended with it.
   os.setpgid(0, 0)
   threading.Thread(target=_end_with_parent, daemon=True).start()
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a SLURM task
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  interrupts.leave_at_once()
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(sys.argv[:1])  # Grain's workers read flags
   logging.set_verbosity(logging.WARNING)
@@ -254,8 +257,6 @@ def _work(run: Callable, config: ConfigDict, folder: str, telling: Connection):
   except InputError as error:
     telling.send(str(error))
     sys.exit(2)
-  except KeyboardInterrupt:
-    sys.exit(128 + signal.SIGINT)
   except Exception as error:
     traceback.print_exc()
     telling.send(f"{type(error).__name__}: {error}".strip().split("\n")[0])

@@ -10,13 +10,12 @@ import csv
 import importlib
 import re
 import shlex
-import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_music import command_line
+from ssl_music import command_line, interrupts
 from ssl_music.data.workers import cores
 from ssl_music.errors import InputError, report
 
@@ -48,8 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
       f"--name={options.name} is no data set's name: use lower-case letters,"
       " digits and _, a letter first, 100 at most"
     )
-  # As an exception, so that what is unfinished is removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   # TFDS warns about what it finds in the environment; none of it concerns us.
   from absl import logging
 
@@ -77,17 +74,18 @@ def _plan(options: argparse.Namespace) -> dict:
 def _prepare(options: argparse.Namespace, plan: dict) -> int:
   from ssl_music.data import engine, tracks, writer
 
-  summary = writer.write(
-    options.name or plan["name"],
-    plan,
-    data_dir=options.data_dir or tracks.default_data_dir(),
-    min_seconds=options.min_seconds,
-    processes=options.processes,
-    run=None
-    if options.runner == LOCAL
-    else engine.runner(options.runner, options.runner_options),
-    overwrite=options.overwrite,
-  )
+  with interrupts.unwinding():
+    summary = writer.write(
+      options.name or plan["name"],
+      plan,
+      data_dir=options.data_dir or tracks.default_data_dir(),
+      min_seconds=options.min_seconds,
+      processes=options.processes,
+      run=None
+      if options.runner == LOCAL
+      else engine.runner(options.runner, options.runner_options),
+      overwrite=options.overwrite,
+    )
   _print_summary(summary, plan)
   return 0
 

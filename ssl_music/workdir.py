@@ -228,20 +228,27 @@ def stop_on_signals() -> Iterator[Callable[[], int]]:
   """Turns SIGTERM and SIGINT into a request; a second one acts at once.
 
   Yields:
-    requested(), the signal's number, or 0 as long as there was none.
+    requested(), the signal's number, or 0 as long as there was none. Signals
+    act as before until its first call, when there is something to save.
   """
   received = [0]
   before = {}
 
   def handle(number: int, frame: object) -> None:
     del frame
+    if received[0]:
+      signal.signal(number, before[number])
+      signal.raise_signal(number)
     received[0] = number
-    signal.signal(number, before[number])
 
-  for number in (signal.SIGTERM, signal.SIGINT):
-    before[number] = signal.signal(number, handle)
+  def requested() -> int:
+    if not before:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, handle)
+    return received[0]
+
   try:
-    yield lambda: received[0]
+    yield requested
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

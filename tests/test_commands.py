@@ -56,6 +56,7 @@ def start(environment, module, *arguments):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,  # as a terminal does
   )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
+  {"interrupts"},
   {"compiled", "errors", "lock", "metrics", "progress", "unpickler"},
   {"command_line"},
   {"disk", "typed"},

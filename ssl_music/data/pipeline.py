@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -196,10 +197,13 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
 def _end_with_parent(worker: int, workers: int) -> None:
   """Ends a worker when its parent does, also if that is killed.
 
+  Ctrl-C in a terminal reaches all processes, and the parent saves first.
+
   A killed process cannot stop its workers, and Grain's own wait for ever for
   somebody to take what they have read.
   """
   del worker, workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def watch() -> None:

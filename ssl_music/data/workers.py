@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -104,7 +105,8 @@ def _alone(function: Callable, item: Any, leave: Connection) -> Any:
 
 
 def _start(leave: Connection) -> None:
-  """Prepares a worker process."""
+  """Prepares a worker process, which Ctrl-C in a terminal reaches, too."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   # Mp3 decoders print notes; the report names those files.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
   threading.Thread(target=_end, args=(leave,), daemon=True).start()
