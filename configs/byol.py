@@ -35,8 +35,11 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config = defaults.pretraining(preset)
   config.pretext.name = "byol"
   config.pretext.momentum = 0.996  # of the teacher, at the first step …
-  config.pretext.final_momentum = 1.0  # … and at the last, by a cosine
+  config.pretext.final_momentum = 1.0  # … and at the last, by a cosine of
+  defaults.add_duration(config, "momentum")  # this length; 0: the run's
   config.pretext.predictor = (256, 2048)
+  if preset == "paper":
+    config.momentum_steps = 999 * 512  # whatever the run's length, as published
   if preset == "laptop":
     config.pretext.predictor = (128, 256)
     config.optimizer.learning_rate = 5e-4

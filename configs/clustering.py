@@ -47,9 +47,12 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config.pretext.teacher_temperature = 0.02  # at the first step …
   config.pretext.final_teacher_temperature = 0.04  # … and after its warm-up
   config.pretext.momentum = 0.996  # of the teacher, at the first step …
-  config.pretext.final_momentum = 1.0  # … and at the last, by a cosine
+  config.pretext.final_momentum = 1.0  # … and at the last, by a cosine of
+  defaults.add_duration(config, "momentum")  # this length; 0: the run's
   defaults.add_duration(config, "temperature_warmup")
   config.temperature_warmup_steps = 10 * 512
+  if preset == "paper":
+    config.momentum_steps = 999 * 512  # whatever the run's length, as published
   if preset == "laptop":
     config.pretext.head = (512, 512, 256, 1024)
     config.pretext.cosine_prototypes = True

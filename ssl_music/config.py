@@ -35,6 +35,9 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   config.short_views = 0  # shorter ones besides, which no teacher sees
   config.batch = 128  # tracks, so views × batch segments
   config.accumulate = 1  # parts of the batch that the network sees in turn
+  # Whether batch norm takes its statistics of all views at once, or, as the
+  # published code does, of one view after another.
+  config.views_together = preset == "laptop"
   config.on_collapse = "warn"  # or "stop"
   config.data.name = "demo"  # "a+b" pools data sets
   config.data.splits = ("train", "unlabelled")

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ssl_music import encoder, parallel, schedules
 from ssl_music.augment import augment
 from ssl_music.data import audio
+from ssl_music.models.norm import BatchNorm
 from ssl_music.optimizer import flatten
 from ssl_music.parallel import AXIS
 from ssl_music.pretext import PRETEXTS
@@ -91,7 +92,9 @@ def teacher_schedules(
   pretext, made = config["pretext"], {}
   if "momentum" in pretext:
     made["teacher_momentum"] = schedules.cosine(
-      pretext["momentum"], pretext["final_momentum"], lengths["total"]
+      pretext["momentum"],
+      pretext["final_momentum"],
+      lengths.get("momentum") or lengths["total"],
     )
   if "teacher_temperature" in pretext:
     made["teacher_temperature"] = schedules.cosine(
@@ -239,38 +242,57 @@ def _network(
   """
   params, stats = variables["params"], dict(variables["batch_stats"])
 
-  def apply(module, name, x):
-    y, changed = module.apply(
-      {"params": params[name], "batch_stats": stats[name]},
-      x,
-      train=True,
-      mutable=["batch_stats"],
-    )
-    stats[name] = changed.get("batch_stats", {})
-    return y
+  def apply(module, name, views):
+    def run(x):
+      return module.apply(
+        {"params": params[name], "batch_stats": stats[name]},
+        x,
+        train=True,
+        mutable=["batch_stats"],
+      )
 
-  embeddings = []
-  for mel in mels:
-    views, items = mel.shape[:2]
-    module = encoder.backbone(
-      config, AXIS, resize_positions=len(embeddings) > 0
-    )
-    flat = mel.reshape(views * items, *mel.shape[2:])
-    y = apply(module, "backbone", flat)
-    embeddings.append(y.reshape(views, items, -1))
-  embedding = jnp.concatenate(embeddings)
-  flat = embedding.reshape(-1, embedding.shape[-1])
-  flat = apply(encoder.head(config, AXIS), "head", flat)
-  projection = prediction = flat.reshape(*embedding.shape[:2], -1)
+    if config["views_together"]:
+      y, changed = run(views.reshape(-1, *views.shape[2:]))
+      moved = changed.get("batch_stats", {})
+    else:
+      y, changed = jax.vmap(run)(views)
+      seen = changed.get("batch_stats", {})
+      moved = jax.tree.map(_in_turn, stats[name], seen)
+    stats[name] = moved
+    return y.reshape(*views.shape[:2], -1)
+
+  embedding = jnp.concatenate(
+    [
+      apply(
+        encoder.backbone(config, AXIS, resize_positions=i > 0), "backbone", mel
+      )
+      for i, mel in enumerate(mels)
+    ]
+  )
+  projection = apply(encoder.head(config, AXIS), "head", embedding)
+  prediction = projection
   if "predictor" in params:
-    flat = apply(encoder.predictor(config, AXIS), "predictor", flat)
-    prediction = flat.reshape(projection.shape)
+    module = encoder.predictor(config, AXIS)
+    prediction = apply(module, "predictor", projection)
   features = {
     "embedding": embedding,
     "projection": projection,
     "prediction": prediction,
   }
   return features, stats
+
+
+def _in_turn(old: jax.Array, new: jax.Array) -> jax.Array:
+  """Returns running statistics after one view has moved them after another.
+
+  Args:
+    old: [channels].
+    new: what each view alone has made of them, [V, channels].
+  """
+  kept = old
+  for moved in new:
+    kept = moved + BatchNorm.momentum * (kept - old)
+  return kept
 
 
 def _gradients(

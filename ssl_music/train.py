@@ -35,7 +35,7 @@ from ssl_music.trace import trace
 
 # Durations that every run has, and those of which 0 means "none".
 _LENGTHS = ("total", "save_every", "log_every")
-_OPTIONAL = ("warmup", "probe_every", "temperature_warmup")
+_OPTIONAL = ("warmup", "probe_every", "temperature_warmup", "momentum")
 
 
 def train(

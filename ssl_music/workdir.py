@@ -27,6 +27,13 @@ FREE = (
   "log_every_",
   "on_collapse",
 )
+# Fields that older runs lack, with the value that says what those did.
+_NEWER = {
+  "momentum_steps": 0,
+  "momentum_epochs": 0,
+  "momentum_examples": 0,
+  "views_together": True,
+}
 # What tells runs of one recipe apart.
 _OF_ONE_RUN = ("seed", "encoder", "checkpoint")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -101,9 +108,19 @@ def check_alike(config: Mapping[str, Any]) -> None:
 
 def _changes(old: dict, new: dict) -> str:
   """Says in which fields two configs differ; "" where none matters."""
-  lines = [li for li in difference(old, new) if not li.startswith(FREE)]
+  lines = difference(_as_before(old), _as_before(new))
+  lines = [line for line in lines if not line.startswith(FREE)]
   more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
   return "; ".join(lines[:5] + more)
+
+
+def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Leaves out the fields of `_NEWER` that change nothing."""
+  return {
+    name: value
+    for name, value in config.items()
+    if name not in _NEWER or _NEWER[name] != value
+  }
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -132,7 +149,7 @@ def recipe(config: Mapping[str, Any]) -> str:
   """
   settings = {
     name: value
-    for name, value in _fields(config)
+    for name, value in _fields(_as_before(config))
     if not name.startswith((*FREE, *_OF_ONE_RUN))
   }
   text = json.dumps(settings, sort_keys=True)

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import importlib
 import re
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 LENGTHS = {"warmup": 2, "total": 12, "temperature_warmup": 6}
 TAGS = 3
 SHORT_VIEWS = {"short_views": 2, "data.short_seconds": 0.6}
+IN_TURN = {"views_together": False}
 
 
 def settings(task, **fields):
@@ -124,6 +127,7 @@ def test_devices_make_no_difference(task, mapping):
   [
     ("contrastive", {"accumulate": 2}),
     ("clustering", {"pretext.targets": "centring", "accumulate": 4}),
+    ("byol", {"accumulate": 2} | IN_TURN),
   ],
 )
 def test_nor_do_they_with_options(task, fields):
@@ -134,7 +138,7 @@ def test_nor_do_they_with_options(task, fields):
   ("task", "fields"),
   [
     ("contrastive", {"model.depths": (1, 1, 1, 1), "augment.gain": 6.0}),
-    ("clustering", SHORT_VIEWS),
+    ("clustering", SHORT_VIEWS | IN_TURN),
   ],
 )
 def test_nor_do_they_to_the_published_network(task, fields):
@@ -146,7 +150,7 @@ def test_nor_do_they_to_the_published_network(task, fields):
 
 def test_shapes_with_short_views():
   state, metrics, features = stepped(
-    1, "clustering", resnet=True, **SHORT_VIEWS
+    1, "clustering", resnet=True, **SHORT_VIEWS, **IN_TURN
   )
   shapes = {name: x.shape for name, x in features.items()}
   assert shapes == {
@@ -157,6 +161,21 @@ def test_shapes_with_short_views():
   assert state["memory"]["centre"].shape == (1, 32)
   assert np.abs(state["memory"]["centre"]).max() > 0
   assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_momentum_spans_the_run_or_what_is_said():
+  """Published: 999 epochs, however long the run is."""
+  config = importlib.import_module("configs.byol").get_config("paper")
+  spans = lambda **more: step.teacher_schedules(
+    config.to_dict(), {"total": 20, **more}
+  )["teacher_momentum"]
+  published = golden.losses()["schedule/teacher_momentum"]
+  assert config.momentum_steps == 999 * 512
+  steps = np.arange(len(published))
+  np.testing.assert_allclose(
+    spans(momentum=len(steps))(steps), published, rtol=1e-6
+  )
+  np.testing.assert_allclose(spans(momentum=0)(20), 1)
 
 
 @pytest.mark.parametrize("task", ["byol", "clustering"])
@@ -198,6 +217,30 @@ def test_byols_teacher_follows_statistics_and_clusterings_does_not():
   )
   assert np.abs(change).max() > 1e-6
   assert PRETEXTS["clustering"].follows == ("params",)
+
+
+def test_one_view_after_another_is_one_pass_after_another():
+  """Features and running statistics of backbone, head and predictor."""
+  config = settings("byol", batch=4)
+  mels = [golden.rand("views", (2, 4, 32, 9)), golden.rand("s", (3, 4, 32, 5))]
+  one_device = functools.partial(
+    jax.vmap, axis_name=parallel.AXIS, in_axes=None, axis_size=1
+  )
+  with jax.enable_x64(True), small.backbone():
+    _, _, state = made(config)
+    variables = golden.variables({kind: state[kind] for kind in step.KINDS})
+    run = one_device(functools.partial(step._network, config | IN_TURN))
+    found = run(variables, mels)
+    run, passes = one_device(functools.partial(step._network, config)), []
+    for view in [view for mel in mels for view in mel]:
+      features, variables["batch_stats"] = jax.tree.map(
+        lambda x: x[0], run(variables, [view[None]])
+      )
+      passes.append(features)
+    features = jax.tree.map(lambda *x: np.concatenate(x), *passes)
+    assert_close(
+      jax.tree.map(lambda x: x[0], found), (features, variables["batch_stats"])
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4])

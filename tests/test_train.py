@@ -136,6 +136,21 @@ def test_another_config_is_refused(unbroken, data_dir):
   train.train(config, folder)  # what does not change the numbers may change
 
 
+def test_a_run_from_before_a_field_was_there_is_resumed(tmp_path):
+  config = {"seed": 0, "views_together": True, "momentum_steps": 0}
+  with workdir.claim(tmp_path, {"seed": 0}):
+    pass
+  with workdir.claim(tmp_path, config):
+    pass
+  assert workdir.recipe(config) == workdir.recipe({"seed": 0})
+  changed = config | {"views_together": False}
+  with (
+    pytest.raises(InputError, match="views_together only in the new one"),
+    workdir.claim(tmp_path, changed),
+  ):
+    pass
+
+
 def test_changed_data_are_noticed(unbroken, tmp_path):
   _, folder, _ = unbroken
   tiny.write(tmp_path, rows=tiny.tracks()[:20])
