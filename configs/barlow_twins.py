@@ -31,5 +31,5 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config.pretext.name = "barlow_twins"
   # Means, not sums: the original's 0.005 of the sum is about 10 of the paper's
   # head, and 1.3 of the laptop's.
-  config.pretext.off_diagonal = 1.0 if preset == "paper" else 5.0
+  config.pretext.off_diagonal = 1.0 if preset == "paper" else 5.0  # weight
   return config

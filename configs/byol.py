@@ -34,10 +34,10 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   """Returns the config of a preset, "laptop" or "paper"."""
   config = defaults.pretraining(preset)
   config.pretext.name = "byol"
-  config.pretext.momentum = 0.996  # of the teacher, at the first step …
-  config.pretext.final_momentum = 1.0  # … and at the last, by a cosine of
-  defaults.add_duration(config, "momentum")  # this length; 0: the run's
-  config.pretext.predictor = (256, 2048)
+  config.pretext.momentum = 0.996  # of the teacher, at the first step
+  config.pretext.final_momentum = 1.0  # at the last step, by a cosine
+  defaults.add_duration(config, "momentum")  # of that cosine; 0: the run's
+  config.pretext.predictor = (256, 2048)  # sizes of its layers
   if preset == "paper":
     config.momentum_steps = 999 * 512  # whatever the run's length, as published
   if preset == "laptop":

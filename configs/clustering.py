@@ -37,19 +37,19 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   """Returns the config of a preset, "laptop" or "paper"."""
   config = defaults.pretraining(preset)
   config.pretext.name = "clustering"
-  config.pretext.head = (1024, 1024, 256, 4096)
+  config.pretext.head = (1024, 1024, 256, 4096)  # last: prototypes
   config.pretext.cosine_prototypes = False  # True: as in DINO itself
-  config.pretext.targets = "centring"  # or "sinkhorn"
-  config.pretext.sinkhorn_iterations = 3
-  config.pretext.centre_momentum = 0.9
+  config.pretext.targets = "centring"  # "centring" or "sinkhorn"
+  config.pretext.sinkhorn_iterations = 3  # of "sinkhorn"
+  config.pretext.centre_momentum = 0.9  # of "centring"
   config.pretext.mean_entropy = 0.0  # weight of an entropy term
   config.pretext.temperature = 0.1  # of the student
-  config.pretext.teacher_temperature = 0.02  # at the first step …
-  config.pretext.final_teacher_temperature = 0.04  # … and after its warm-up
-  config.pretext.momentum = 0.996  # of the teacher, at the first step …
-  config.pretext.final_momentum = 1.0  # … and at the last, by a cosine of
-  defaults.add_duration(config, "momentum")  # this length; 0: the run's
-  defaults.add_duration(config, "temperature_warmup")
+  config.pretext.teacher_temperature = 0.02  # at the first step
+  config.pretext.final_teacher_temperature = 0.04  # after its warm-up
+  config.pretext.momentum = 0.996  # of the teacher, at the first step
+  config.pretext.final_momentum = 1.0  # at the last step, by a cosine
+  defaults.add_duration(config, "momentum")  # of that cosine; 0: the run's
+  defaults.add_duration(config, "temperature_warmup")  # of the teacher's
   config.temperature_warmup_steps = 10 * 512
   if preset == "paper":
     config.momentum_steps = 999 * 512  # whatever the run's length, as published

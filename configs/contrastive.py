@@ -47,5 +47,5 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   """Returns the config of a preset, "laptop" or "paper"."""
   config = defaults.pretraining(preset)
   config.pretext.name = "contrastive"
-  config.pretext.temperature = 0.1 if preset == "paper" else 0.2
+  config.pretext.temperature = 0.1 if preset == "paper" else 0.2  # of cosines
   return config

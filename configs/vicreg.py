@@ -30,9 +30,9 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   """Returns the config of a preset, "laptop" or "paper"."""
   config = defaults.pretraining(preset)
   config.pretext.name = "vicreg"
-  config.pretext.invariance = 1.0
-  config.pretext.variance = 1.0
+  config.pretext.invariance = 1.0  # weight
+  config.pretext.variance = 1.0  # weight
   # A mean off the diagonal, where the original has a sum over features.
-  config.pretext.covariance = 1.0 if preset == "paper" else 10.0
-  config.pretext.gamma = 1.0
+  config.pretext.covariance = 1.0 if preset == "paper" else 10.0  # weight
+  config.pretext.gamma = 1.0  # least standard deviation of each feature
   return config

@@ -32,17 +32,17 @@ _product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 # All off. The widths and the number of knots give an operation its shape; they
 # matter once its strength (or count) is above 0.
 DEFAULTS: dict[str, float] = {
-  "gain": 0.0,  # dB
-  "equaliser": 0.0,  # dB
-  "equaliser_knots": 6,
+  "gain": 0.0,  # largest change of loudness, dB
+  "equaliser": 0.0,  # standard deviation of the curve at a knot, dB
+  "equaliser_knots": 6,  # the fewer, the smoother
   "mix": 0.0,  # largest share of the other item's power, at most one half
   "noise": 0.0,  # largest noise-to-signal power ratio, at most 1
   "crop_time": 0.0,  # largest share of the frames that is cut off, below 1
   "crop_frequency": 0.0,  # largest share of the bands that is cut off, below 1
-  "time_masks": 0,
-  "time_mask_width": 16,  # frames
-  "frequency_masks": 0,
-  "frequency_mask_width": 16,  # bands
+  "time_masks": 0,  # stretches of frames that are silenced
+  "time_mask_width": 16,  # frames, at most
+  "frequency_masks": 0,  # ranges of bands that are silenced
+  "frequency_mask_width": 16,  # bands, at most
 }
 
 

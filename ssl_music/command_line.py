@@ -62,14 +62,18 @@ def unknown(argument: str, known: Collection[str]) -> str:
   name = argument.partition("=")[0]
   if not name.startswith("-"):
     return f"unexpected argument {argument!r}"
-  return f"no option {name}{nearest(name, known)}"
+  return f"no option {name}{did_you_mean(nearest(name, known))}"
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-  """Returns ": did you mean NAMES?" of the names that are like one, or ""."""
-  begun = [one for one in known if one.startswith(name)]
-  alike = begun or difflib.get_close_matches(name, known, cutoff=0.7)
-  return f": did you mean {' or '.join(sorted(alike)[:3])}?" if alike else ""
+def nearest(name: str, known: Collection[str]) -> list[str]:
+  """Returns the names, three at most, that begin with one or are like it."""
+  begun = sorted(one for one in known if one.startswith(name))
+  return begun[:3] or difflib.get_close_matches(name, known, cutoff=0.7)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+  """Returns ": did you mean A or B?", or "" of no names."""
+  return f": did you mean {' or '.join(names)}?" if names else ""
 
 
 def natural(text: str) -> int:

@@ -1,19 +1,21 @@
 """The defaults that every config starts from, its presets, and durations."""
 
 import functools
-import importlib.util
+import importlib.machinery
 import math
+import traceback
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from ssl_music import augment
+from ssl_music import augment, command_line
 from ssl_music.errors import InputError
 
 PRESETS = ("laptop", "paper")
-_UNITS = ("steps", "epochs", "examples")
+UNITS = ("steps", "epochs", "examples")
 
 
 def pretraining(preset: str = "laptop") -> ConfigDict:
@@ -27,26 +29,31 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
     InputError: no such preset.
   """
   config = _common(preset)
-  config.job = "pretrain"
-  config.pretext = ConfigDict()  # name and hyper-parameters of the task, and:
+  config.job = "pretrain"  # what is run
+  config.pretext = ConfigDict()
+  config.pretext.name = ""  # the task
   config.pretext.head = (1024, 1024, 2048)  # sizes of the projection head
   config.augment = ConfigDict(augment.DEFAULTS)
-  config.views = 2
+  config.views = 2  # segments of a track in a batch
   config.short_views = 0  # shorter ones besides, which no teacher sees
   config.batch = 128  # tracks, so views × batch segments
   config.accumulate = 1  # parts of the batch that the network sees in turn
   # Whether batch norm takes its statistics of all views at once, or, as the
   # published code does, of one view after another.
   config.views_together = preset == "laptop"
-  config.on_collapse = "warn"  # or "stop"
-  config.data.name = "demo"  # "a+b" pools data sets
-  config.data.splits = ("train", "unlabelled")
+  config.on_collapse = "warn"  # "warn" or "stop"
+  config.data.name = "demo"  # a prepared data set; "a+b" pools two
+  config.data.splits = ("train", "unlabelled")  # of its tracks, to learn from
   config.data.gap = 4.0  # smallest distance between two starts, seconds
-  config.data.short_seconds = 2.0
+  config.data.short_seconds = 2.0  # length of a short view, seconds
   # Processes that read, at most one a core; 0: threads of this one.
   config.data.workers = 8
-  for name in ("total", "warmup", "save_every", "log_every", "probe_every"):
-    add_duration(config, name)
+  # Of each duration one unit is given, the others are 0.
+  add_duration(config, "total")  # length of the training
+  add_duration(config, "warmup")  # of the learning rate, to its peak
+  add_duration(config, "save_every")  # from one checkpoint to the next
+  add_duration(config, "log_every")  # from one log entry to the next
+  add_duration(config, "probe_every")  # between online probes, if not at saves
   # A probe of the network as it is, at every save and every `probe_every`.
   config.online = ConfigDict(
     {
@@ -58,15 +65,15 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
   )
   config.optimizer = ConfigDict(
     {
-      "name": "adamw",  # or "lars"
+      "name": "adamw",  # "adamw" or "lars"
       "learning_rate": 1e-3,  # peak; the published code leaves it open
-      "final_learning_rate": 1e-7,  # and the warm-up's first
-      "weight_decay": 0.04,  # at the first step …
-      "final_weight_decay": 0.4,  # … and at the last, by a cosine
-      "b1": 0.9,  # of AdamW, and …
-      "b2": 0.98,
-      "momentum": 0.9,  # … of LARS
-      "trust": 0.001,
+      "final_learning_rate": 1e-7,  # at the last step, and the warm-up's first
+      "weight_decay": 0.04,  # at the first step
+      "final_weight_decay": 0.4,  # at the last step, by a cosine
+      "b1": 0.9,  # of AdamW
+      "b2": 0.98,  # of AdamW
+      "momentum": 0.9,  # of LARS
+      "trust": 0.001,  # coefficient of LARS
       "clip": 0.0,  # largest norm of the gradient; 0: any
     }
   )
@@ -93,7 +100,7 @@ def pretraining(preset: str = "laptop") -> ConfigDict:
 
 def add_duration(config: ConfigDict, name: str) -> None:
   """Adds a duration's fields to a config, one a unit, none of them given."""
-  for unit in _UNITS:
+  for unit in UNITS:
     config[f"{name}_{unit}"] = 0
 
 
@@ -108,11 +115,11 @@ def probing(preset: str = "laptop") -> ConfigDict:
     InputError: no such preset.
   """
   config = _common(preset)
-  config.job = "probe"
+  config.job = "probe"  # what is run
   config.encoder = "random"  # a pre-training's workdir, "random" or "mel"
-  config.checkpoint = "latest"  # or "best", or a step
+  config.checkpoint = "latest"  # "latest", "best" or a step
   config.network = "student"  # or "teacher", of tasks that have one
-  config.data.name = "demo"
+  config.data.name = "demo"  # a prepared data set with tags
   config.data.tags = ""  # prefixes of the tags to probe, "a,b"; "": all
   # Score a benchmark though test tracks are missing, and say how many.
   config.allow_missing = False
@@ -123,16 +130,16 @@ def probing(preset: str = "laptop") -> ConfigDict:
     {
       "hidden": (),  # sizes of hidden layers; none: a linear probe
       "segments": 25,  # of a training track, at most
-      "batch": 256,
-      "steps": 400,
+      "batch": 256,  # segments
+      "steps": 400,  # of AdamW
       "evaluations": 20,  # on the validation tracks; the best is taken
-      "learning_rates": (1e-3, 3e-3, 1e-2),  # of all of these …
-      "weight_decays": (0.01, 1.0),  # … with all of these, the best
-      "seeds": 3,
+      "learning_rates": (1e-3, 3e-3, 1e-2),  # each, with each of …
+      "weight_decays": (0.01, 1.0),  # … these; the best pair is taken
+      "seeds": 3,  # of the probe's own training; the scores are their mean
       "shares": (1.0,),  # of the training tracks, for the study of few labels
       "draws": 4,  # of every share under 1
       "stratified": False,  # keep the tags' frequencies in the draws
-      "aggregation": "embeddings",  # or "logits" or "probabilities": averaged
+      "aggregation": "embeddings",  # averaged; or "logits" or "probabilities"
       "resamples": 1000,  # of the test tracks, for the intervals
     }
   )
@@ -165,8 +172,8 @@ def slurm(**fields: Any) -> ConfigDict:
     {
       "partition": "",  # "": the cluster's default
       "hours": 24.0,  # of a turn; a job that needs more goes on in the next
-      "gpus": 1,
-      "cpus": 8,
+      "gpus": 1,  # of a job
+      "cpus": 8,  # of a job
       "memory": 32.0,  # GiB; 0: the cluster's default
       "at_once": 16,  # jobs of an array, at most
     }
@@ -183,17 +190,48 @@ def read(file: str | Path, preset: str = "") -> ConfigDict:
     preset: what it is given; "" leaves it out.
 
   Raises:
-    InputError: there is no such file.
+    InputError: there is no such file, or it makes no config.
   """
   file = Path(file)
   if not file.is_file():
+    beside = {
+      one.stem: str(one)
+      for folder in (Path("configs"), file.parent)
+      for one in folder.glob("*.py")
+    }
+    alike = [beside[name] for name in command_line.nearest(file.stem, beside)]
+    meant = command_line.did_you_mean(alike)
+    what = " (it is a folder)" if file.is_dir() else ""
+    hint = meant or ": give one of configs/, or your own"
+    raise InputError(f"no config file {file}{what}{hint}")
+  loader = importlib.machinery.SourceFileLoader(f"_{file.stem}", str(file))
+  module = types.ModuleType(loader.name)
+  module.__file__ = str(file)
+  try:
+    loader.exec_module(module)
+    make = getattr(module, "get_config", None)
+    config = make(*([preset] if preset else [])) if make else None
+  except InputError:
+    raise
+  except SyntaxError as error:
     raise InputError(
-      f"no config file {file}: give the name of one that is in {file.parent}"
+      f"{error.filename} is no Python file ({error.msg}, line {error.lineno}):"
+      " give one of configs/, or your own"
+    ) from error
+  except Exception as error:  # whatever the file does
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(file)]
+    line = f", line {lines[-1]}" if lines else ""
+    raise InputError(
+      f"the config {file}{line} raises {type(error).__name__}: {error}: correct"
+      " it"
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise InputError(
+      f"{file} has no function get_config that returns a ConfigDict: give one"
+      " of configs/, or write it as they are written"
     )
-  spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*([preset] if preset else []))
+  return config
 
 
 def benchmark(preset: str = "laptop") -> ConfigDict:
@@ -210,16 +248,17 @@ def benchmark(preset: str = "laptop") -> ConfigDict:
     InputError: no such preset.
   """
   config = ConfigDict()
-  config.job = "benchmark"
+  config.job = "benchmark"  # what is run
   config.datasets = "demo"  # prepared data sets to probe on, "a,b"
   config.pool = ""  # "a+b": data sets to pre-train on; "": those of `datasets`
+  # Tasks and floors; "supervised" and "finetune-TASK" can be added.
   config.encoders = "contrastive,byol,clustering,barlow_twins,vicreg,random,mel"
   config.seeds = 1  # pre-trainings of each task, and random networks
   config.total_steps = 0  # of each pre-training; 0: as its own config says
   config.data_dir = config_dict.placeholder(str)  # None: TFDS's default
   config.slurm = slurm()  # where --executor=slurm
   config.probe = probing(preset)
-  # The paper's limited-data study.
+  # Of the training tracks, as in the paper's study of limited data.
   config.probe.probe.shares = (0.01, 0.05, 0.1, 0.2, 1.0)
   config.probe.probe.draws = 4
   return config
@@ -244,9 +283,7 @@ def duration(
     InputError: it is given in two units, or negative.
   """
   given = {
-    unit: config[f"{name}_{unit}"]
-    for unit in _UNITS
-    if config[f"{name}_{unit}"]
+    unit: config[f"{name}_{unit}"] for unit in UNITS if config[f"{name}_{unit}"]
   }
   if not given:
     return 0
@@ -318,30 +355,30 @@ def _common(preset: str) -> ConfigDict:
       f" --config=configs/contrastive.py:{PRESETS[-1]}"
     )
   config = ConfigDict()
-  config.seed = 0
+  config.seed = 0  # of everything random
   config.frontend = ConfigDict(
     {
-      "n_fft": 1024,
-      "hop": 512,
-      "n_mels": 128,
-      "f_min": 0.0,
-      "f_max": 11025.0,
-      "top_db": 100.0,
+      "n_fft": 1024,  # samples of a window, at 16 kHz
+      "hop": 512,  # samples from a window's start to the next one's
+      "n_mels": 128,  # bands of the spectrogram
+      "f_min": 0.0,  # lower end of the lowest band, Hz
+      "f_max": 11025.0,  # upper end of the highest band, Hz
+      "top_db": 100.0,  # range below a spectrogram's maximum, dB
     }
   )
   config.model = ConfigDict(
     {
-      "width": 16,
-      "depths": (3, 4, 6, 3),
-      "heads": 8,
-      "output": 1024,
-      "dtype": "float32",  # of the computation; "bfloat16" on TPU and GPU
+      "width": 16,  # channels of the first stage
+      "depths": (3, 4, 6, 3),  # blocks of each stage
+      "heads": 8,  # of attention
+      "output": 1024,  # size of an embedding
+      "dtype": "float32",  # of the computation; or "bfloat16", on TPU and GPU
     }
   )
   config.data = ConfigDict(
     {
       "data_dir": config_dict.placeholder(str),  # None: TFDS's default
-      "seconds": 4.0,
+      "seconds": 4.0,  # length of a segment, seconds
     }
   )
   if preset == "laptop":

@@ -1,8 +1,10 @@
 """Runs a config: `python -m ssl_music.main --config=FILE --workdir=DIR`."""
 
 import functools
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -11,7 +13,9 @@ from ml_collections import ConfigDict, config_flags
 from ssl_music import (
   benchmark,
   cluster,
+  command_line,
   compiled,
+  config_help,
   hosts,
   jobs,
   sweep,
@@ -44,7 +48,7 @@ _EXECUTOR = flags.DEFINE_enum(
   " machine, or as an array of a SLURM cluster (see config.slurm).",
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry-run", False, "Only print what a sweep or a benchmark would run."
+  "dry_run", False, "Only print what a sweep or a benchmark would run."
 )
 _STATUS = flags.DEFINE_bool(
   "status", False, "Only print how the jobs of a sweep or a benchmark stand."
@@ -57,6 +61,8 @@ _PROFILE = flags.DEFINE_integer(
   lower_bound=0,
 )
 
+
+_HELP = "python -m ssl_music.main --config=FILE --help"
 
 # By what a config of each job is known.
 _FIELDS = {
@@ -71,16 +77,16 @@ def main(argv: Sequence[str]) -> int:
   """Runs the job or jobs of the config; returns the exit code."""
   if len(argv) > 1:
     raise InputError(f"unexpected argument {argv[1]!r}: flags begin with --")
-  if _CONFIG.value is None or not _WORKDIR.value:
+  if not _config_of(sys.argv)[0] or not _WORKDIR.value:
     raise InputError(
       "--config and --workdir are needed, as in python -m ssl_music.main"
       " --config=configs/contrastive.py --workdir=runs/contrastive"
     )
   logging.set_verbosity(logging.WARNING)
   config, folder = _CONFIG.value, _WORKDIR.value
-  if config.job not in (*sweep.JOBS, "benchmark"):
+  if config.get("job") not in (*sweep.JOBS, "benchmark"):
     raise InputError(
-      f"no job {config.job!r}: set --config.job to one of"
+      f"no job {config.get('job')!r}: set --config.job to one of"
       f" {', '.join((*sweep.JOBS, 'benchmark'))}"
     )
   meeting = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
@@ -99,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     return _run_several(config, folder)
   if _EXECUTOR.value != "local" or _DRY_RUN.value or _STATUS.value:
     raise InputError(
-      "--executor, --dry-run and --status are for several jobs, and this config"
+      "--executor, --dry_run and --status are for several jobs, and this config"
       " is of one: give it a grid, config.sweep = defaults.grid({'seed': (0,)})"
     )
   hosts.start(*meeting)
@@ -165,50 +171,60 @@ def _check_fields(config: ConfigDict) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a wrong one is an `InputError`, not a traceback."""
+  file, preset = _config_of(argv)
+  config = defaults.read(file, preset) if file else ConfigDict()
+  fields = [name for name, _ in config_help.fields(config)]
+  known = {f"--{name}" for name in flags.FLAGS}
+  known |= {f"--config.{name}" for name in fields}
+  argv = command_line.spelled(argv, known)
+  sys.argv[:] = argv  # where the config's flag looks for what it overrides
+  if {"--help", "-help", "-h"} & set(argv):
+    _print_help(file, config)
+    sys.exit(0)
+  for argument in argv if file else ():
+    name = re.split(r"[=\[]", argument)[0]
+    if name.startswith("--config.") and name not in known:
+      alike = command_line.nearest(name.removeprefix("--config."), fields)
+      meant = command_line.did_you_mean([f"--config.{one}" for one in alike])
+      raise InputError(f"the config has no field {name}{meant} (see {_HELP})")
   try:
-    remaining = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _ = _CONFIG.value.job  # a config file that is missing raises only here
-  except SyntaxError as error:
-    raise InputError(
-      f"{error.filename} is no Python file ({error.msg}, line {error.lineno}):"
-      " give one of configs/, or your own"
-    ) from error
-  except OSError as error:
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
-    raise InputError(
-      f"no config file {file}: give one of configs/, or your own"
-    ) from error
+    return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    said = command_line.unknown(f"--{error.flagname}", known)
   except (
     AttributeError,
-    ImportError,
     KeyError,
     TypeError,
     ValueError,
     flags.Error,
   ) as error:
-    message = str(error.args[0] if error.args else error).strip()
-    message = _unknown_field(error, argv) or message
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # Of a traceback inside the message, the last line says what is wrong.
-    said = lines[-1] if "Traceback" in message else " ".join(lines[:2])
-    raise InputError(f"{said} (see --help)") from error
-  return remaining
+    said = str(error.args[0] if error.args else error)
+  raise InputError(f"{' '.join(said.split())} (see {_HELP})")
 
 
-def _unknown_field(error: Exception, argv: Sequence[str]) -> str:
-  """Says which flag names a field that the config lacks; "" if none does."""
-  cause = error.args[0] if error.args else None
-  if not isinstance(cause, KeyError):
-    return ""
-  # The second line, if any, is "Did you mean …?".
-  name, _, alike = str(cause.args[0]).partition("\n")
-  for argument in argv:
-    flag = argument.partition("=")[0]
-    if flag.startswith("--config.") and flag.endswith("." + name.strip("'")):
-      hint = f": {alike[0].lower()}{alike[1:]}" if alike else ""
-      return f"the config has no field {flag}{hint}"
-  return ""
+def _config_of(argv: Sequence[str]) -> tuple[str, str]:
+  """Returns the file and the preset of --config=FILE:PRESET."""
+  given = ""
+  for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    name, mark, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      given = value if mark else following
+  file, _, preset = given.partition(":")
+  return file, preset
+
+
+def _print_help(file: str, config: ConfigDict) -> None:
+  """Prints the flags, and the fields of the config where one is given."""
+  print(__doc__.splitlines()[0])
+  print(flags.FLAGS.main_module_help())
+  if not file:
+    print(
+      "\nWith --config=configs/contrastive.py, --help shows the fields of that"
+      " config, too."
+    )
+    return
+  print(f"\nFields of {file}, with their values unless given:")
+  print(config_help.text(config, Path(file).read_text("utf-8")))
 
 
 if __name__ == "__main__":

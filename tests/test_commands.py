@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -330,7 +331,10 @@ CONFIG = "--config=configs/contrastive.py"
     ([CONFIG, "--config.job=probe", "--workdir=x"], "is of another job"),
     ([CONFIG, "--config.job=benchmark", "--workdir=x"], "is of another job"),
     ([CONFIG, "--config.batchsize=3"], "no field --config.batchsize"),
+    (["--config=configs/contrastve.py", "--config.seed=1"], "contrastive.py?"),
+    (["--config=configs", "--config.seed=1"], "(it is a folder)"),
     ([CONFIG, "--config.batch=many"], "batch"),
+    ([CONFIG, "--workd=x"], "no option --workd: did you mean --workdir?"),
     ([CONFIG, "--walkdir=x"], "walkdir"),
     ([CONFIG, "--workdir=x", "stray"], "unexpected argument 'stray'"),
     ([CONFIG, "--workdir=/proc/x", "--config.data.name=tiny"], "cannot write"),
@@ -343,6 +347,23 @@ def test_wrong_main_commands(environment, arguments, message):
     arguments += PRETRAIN
   assert message in fail(environment, "main", *arguments)
   assert not (ROOT / "x").exists()
+
+
+def test_help_shows_the_fields_of_a_config(environment):
+  out = succeed(environment, "main", "--help")
+  assert "--workdir" in out
+  out = succeed(environment, "main", CONFIG, "--help")
+  assert re.search(r"--config.pretext.temperature=0.2 +of cosines", out)
+  assert "--[no]dry_run" in out
+
+
+def test_dashes_are_underscores(environment, tmp_path):
+  arguments = ["--config=configs/benchmark.py", f"--workdir={tmp_path}"]
+  arguments += ["--config.encoders=mel,byol", "--dry-run"]
+  field = "--config.pretrain.byol.save-every-steps"
+  assert "waiting" in succeed(environment, "main", *arguments, f"{field}=7")
+  said = fail(environment, "main", *arguments, f"{field}=many")
+  assert "save_every_steps" in said
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,33 @@ def test_difference_names_nested_fields():
     "e only in the old one",
     "f only in the new one",
   ]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "said"),
+  [
+    ("contrastve.py", None, "did you mean {0}/contrastive.py?"),
+    ("contrastive", None, "did you mean {0}/contrastive.py?"),
+    ("other.py", None, "no config file {0}/other.py: give one of configs/"),
+    ("", None, "(it is a folder)"),
+    ("a.py", "x = 1", "has no function get_config that returns a ConfigDict"),
+    ("a.py", "def get_config(preset=''):\n  pass", "returns a ConfigDict"),
+    ("a.py", "import absent", "a.py, line 1 raises ModuleNotFoundError: No"),
+    ("a.py", "def get_config():\n  return 1 / 0", "line 2 raises ZeroDivision"),
+    ("README.md", "No Python.", "README.md is no Python file"),
+    (
+      "a.py:huge",
+      "def get_config():\n  pass",
+      "raises TypeError: get_config()",
+    ),
+  ],
+)
+def test_configs_that_make_none_are_explained(tmp_path, name, text, said):
+  (tmp_path / "contrastive.py").write_text("")
+  name, _, preset = name.partition(":")
+  if text is not None:
+    (tmp_path / name).write_text(text)
+  with pytest.raises(InputError) as raised:
+    defaults.read(tmp_path / name, preset)
+  assert said.format(tmp_path) in str(raised.value)
+  assert "\n" not in str(raised.value)

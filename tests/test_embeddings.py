@@ -325,7 +325,5 @@ def test_a_folder_that_cannot_be_made_is_explained(
   data_dir, tmp_path, plain, mesh
 ):
   (tmp_path / "file").write_text("")
-  with pytest.raises(
-    InputError, match=r"cannot write to \S+ \(Not a dir"
-  ):
+  with pytest.raises(InputError, match=r"cannot write to \S+ \(Not a dir"):
     cached(plain, parts(data_dir), tmp_path / "file" / "folder", mesh)

@@ -19,6 +19,7 @@ ROOMS = (
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
   {"hosts"},
   {"bootstrap", "config", "optimizer", "subsets"},
+  {"config_help"},
   {"models", "scoring", "figures", "appendix"},
   {
     "pretext",
