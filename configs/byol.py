@@ -38,8 +38,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config.pretext.final_momentum = 1.0  # at the last step, by a cosine
   defaults.add_duration(config, "momentum")  # of that cosine; 0: the run's
   config.pretext.predictor = (256, 2048)  # sizes of its layers
-  if preset == "paper":
-    config.momentum_steps = 999 * 512  # whatever the run's length, as published
+  if preset == "paper":  # whatever the run's length, as published
+    config.momentum_steps = 999 * 512
   if preset == "laptop":
     config.pretext.predictor = (128, 256)
     config.optimizer.learning_rate = 5e-4

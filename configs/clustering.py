@@ -51,8 +51,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   defaults.add_duration(config, "momentum")  # of that cosine; 0: the run's
   defaults.add_duration(config, "temperature_warmup")  # of the teacher's
   config.temperature_warmup_steps = 10 * 512
-  if preset == "paper":
-    config.momentum_steps = 999 * 512  # whatever the run's length, as published
+  if preset == "paper":  # whatever the run's length, as published
+    config.momentum_steps = 999 * 512
   if preset == "laptop":
     config.pretext.head = (512, 512, 256, 1024)
     config.pretext.cosine_prototypes = True
