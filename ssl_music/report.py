@@ -50,20 +50,24 @@ def main(arguments: list[str] | None = None) -> int:
     "--out",
     type=Path,
     help="folder of the report, replaced as a whole (default: WORKDIR/report,"
-    " where one folder is given that holds several runs; else none is written)",
+    " where one folder is given that holds more than a probe; else none is"
+    " written)",
   )
   options = parser.parse_args(arguments)
   probes, trainings, skipped = find(options.folders)
   for line in skipped:
     print(line, file=sys.stderr)
   out = options.out
-  # A run's own workdir stays as it is.
   if out is None and len(options.folders) == 1:
-    (folder,) = options.folders
-    runs = {one["folder"] for one in (*probes, *trainings)}
-    out = folder / "report" if len(runs - {folder}) > 1 else None
-  if not probes and (out is None or not trainings):
+    more = trainings or len(probes) > 1
+    out = options.folders[0] / "report" if more else None
+  if not probes and not trainings:
     raise InputError(_nothing(options.folders))
+  if not probes and out is None:
+    raise InputError(
+      "these folders hold pre-trainings alone, whose curves go into a report:"
+      " give --out=DIR"
+    )
   if probes:
     print(results.table(probes))
   if out is not None:

@@ -333,27 +333,38 @@ def table(scores: Sequence[Mapping[str, Any]]) -> str:
   """Returns a Markdown table, a row a probe, by data set and rising mAP.
 
   Args:
-    scores: what `probe.probe` returns.
+    scores: of `read_probe`. Of rows that would read the same, the encoder's
+      name has the folder of the probe, too.
   """
   rows = [["encoder", "data", "tracks", *METRICS]]
-  for one in sorted(scores, key=lambda s: (s["data"], s["test"]["map_macro"])):
+  scores = sorted(scores, key=lambda s: (s["data"], s["test"]["map_macro"]))
+  said = [(_encoder(one), data_name(one)) for one in scores]
+  twice = [i for i, row in enumerate(said) if said.count(row) > 1]
+  folders = names([scores[i] for i in twice])
+  for i, folder in zip(twice, folders, strict=True):
+    said[i] = f"{said[i][0]} ({folder})", said[i][1]
+  for (encoder, data), one in zip(said, scores, strict=True):
     cells = [
       f"{one['test'][name]:.3f} [{one['interval'][name][0]:.3f},"
       f" {one['interval'][name][1]:.3f}]"
       for name in METRICS
     ]
     tracks = f"{one['tracks']['test']}{missing_test(one)}"
-    encoder = one["encoder"]
-    encoder += " (teacher)" if one.get("network") == "teacher" else ""
-    name = one.get("name", "")  # what learns the tags starts from an encoder
-    encoder += " (fine-tuned)" if name.startswith("finetune:") else ""
-    encoder = "supervised" if name == "supervised" else encoder
-    rows.append([encoder, data_name(one), tracks, *cells])
+    rows.append([encoder, data, tracks, *cells])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rows.insert(1, ["-" * width for width in widths])
   return "\n".join(
     "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows
   )
+
+
+def _encoder(scores: Mapping[str, Any]) -> str:
+  name = scores.get("name", "")  # what learns the tags starts from an encoder
+  if name == "supervised":
+    return name
+  teacher = " (teacher)" if scores.get("network") == "teacher" else ""
+  tuned = " (fine-tuned)" if name.startswith("finetune:") else ""
+  return f"{scores['encoder']}{teacher}{tuned}"
 
 
 def data_name(scores: Mapping[str, Any]) -> str:

@@ -63,7 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
       embedded=options.audio == "embed",
       manifest=options.manifest,
     )
-    print(f"map of {drawn} of {len(paths)} tracks: {options.map}")
+    # Not on stdout, which is for programs to read.
+    print(
+      f"map of {drawn} of {len(paths)} tracks: {options.map}", file=sys.stderr
+    )
   return 1 if failed else 0
 
 

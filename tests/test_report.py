@@ -180,6 +180,18 @@ def test_a_probe_alone_is_printed_only(tmp_path, capsys):
   assert not (tmp_path / "run" / "report").exists()
 
 
+def test_a_pretraining_alone_has_its_curves_written(tmp_path, capsys):
+  fake_runs.pretraining(tmp_path / "run", "byol")
+  fake_runs.pretraining(tmp_path / "other", "mel")
+  assert report.main([str(tmp_path / "run")]) == 0
+  out = tmp_path / "run" / "report"
+  assert capsys.readouterr().out == f"report: {out / 'index.html'}\n"
+  assert {file.stem for file in out.glob("*.svg")} == {"curves", "collapse"}
+  both = [str(tmp_path / "run"), str(tmp_path / "other")]
+  with pytest.raises(InputError, match=r"pre-trainings alone.*give --out=DIR"):
+    report.main(both)
+
+
 def test_nothing_to_report_is_explained(tmp_path):
   with pytest.raises(InputError, match=r"no scores in .*: give the workdir"):
     report.main([str(tmp_path)])

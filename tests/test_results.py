@@ -42,6 +42,18 @@ def test_table_tells_what_learns_the_tags_from_frozen_encoders():
   assert shown == ["/byol", "/byol (fine-tuned)", "supervised"]
 
 
+def test_table_tells_rows_of_the_same_name_apart():
+  folders = ("runs/a/probe", "runs/b/probe", "runs/c")
+  encoders = ("runs/x", "runs/x", "mel")
+  scores = [
+    SCORES | {"encoder": encoder, "folder": folder}
+    for encoder, folder in zip(encoders, folders, strict=True)
+  ]
+  lines = results.table(scores).splitlines()[2:]
+  shown = [line.split("|")[1].strip() for line in lines]
+  assert shown == ["runs/x (a/probe)", "runs/x (b/probe)", "mel"]
+
+
 @pytest.mark.parametrize(
   ("as_published", "name"),
   [
