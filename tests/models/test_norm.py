@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from ssl_music.models.norm import BatchNorm
+from ssl_music.models.norm import BatchNorm, batch_moments
 
 
 def normal(*shape, seed=0):
@@ -90,16 +90,23 @@ def test_evaluation_uses_the_running_statistics():
 
 
 def test_variance_survives_a_large_mean():
+  # The running mean is near it: of what the batch is off, little is lost.
   x = 1000 + 0.01 * normal(512, 5)
-  y, _ = BatchNorm().apply(
-    some_variables(5) | {"params": {"scale": np.ones(5), "bias": np.zeros(5)}},
-    x,
-    train=True,
-    mutable="batch_stats",
-  )
+  variables = {
+    "params": {"scale": np.ones(5), "bias": np.zeros(5)},
+    "batch_stats": {"mean": np.full(5, 999.99, "f"), "var": np.ones(5, "f")},
+  }
+  y, _ = BatchNorm().apply(variables, x, train=True, mutable="batch_stats")
   wide = x.astype(np.float64)
   expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
   np.testing.assert_allclose(y, expected, atol=0.02)
+
+
+def test_a_new_networks_variance_is_exact_enough():
+  # Decibels, of which the first convolution's mean is three deviations away.
+  x = -60 + 20 * normal(4096, 5)
+  _, variance = batch_moments(x, np.zeros(5, "f"))
+  np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-5)
 
 
 def test_statistics_of_bfloat16_are_taken_in_float32():
