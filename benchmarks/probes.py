@@ -115,13 +115,12 @@ def load(config, scratch: Path) -> dict:
 def compare(config: dict, data: dict, every: int, torch: str) -> None:
   """Prints time and score of each way."""
   drawn = subsets.draw(data["train"]["labels"], SHARES, DRAWS, seed=0)
-  masks = [one["mask"] for one in drawn]
   members = len(config["learning_rates"]) * len(config["weight_decays"])
-  total = len(masks) * config["seeds"] * members
+  total = len(drawn) * config["seeds"] * members
   mesh, rows = parallel.make_mesh(), []
   for name in ("at once, compilation included", "at once, compiled before"):
     began = time.perf_counter()
-    found = study.run(config, data, masks, seed=0, mesh=mesh)
+    found = study.run(config, data, drawn, seed=0, mesh=mesh)
     taken = time.perf_counter() - began
     by_share = {}
     for one, logits in zip(drawn, found["logits"], strict=True):
@@ -138,7 +137,7 @@ def compare(config: dict, data: dict, every: int, torch: str) -> None:
   rows.append(_by_sklearn(data, drawn))
   shares = sorted({one["share"] for one in drawn})
   print(
-    f"\n{total} probes ({len(masks)} subsets x {config['seeds']} seeds x"
+    f"\n{total} probes ({len(drawn)} subsets x {config['seeds']} seeds x"
     f" {members} settings), {config['steps']} steps\n\n"
     "| | probes run | seconds | all of them | times at once | "
     + " | ".join(f"mAP at {share:.0%}" for share in shares)
@@ -226,7 +225,9 @@ def _alone(config: dict, data: dict, drawn: list, every: int) -> tuple:
   for split in ("validation", "test"):
     jobs[split] = scale(inputs.track_means(data[split])["x"][0])
   groups = [
-    {"rows": np.flatnonzero(one["mask"][owners]), "seed": seed, "subset": index}
+    one
+    | {"rows": np.flatnonzero(one["mask"][owners])}
+    | {"seed": seed, "subset": index}
     for index, one in enumerate(drawn)
     for seed in range(config["seeds"])
   ]
@@ -340,7 +341,7 @@ def _seconds(call) -> float:
 def count(config: dict, data: dict) -> None:
   """Prints what so many probes of all labels cost at once."""
   mesh = parallel.make_mesh()
-  whole = np.ones(len(data["train"]["labels"]), bool)
+  whole = subsets.draw(data["train"]["labels"], (1.0,), 1, seed=0)
   print("\n| probes at once | seconds | ms a probe |\n| --- | --- | --- |")
   for probes in (1, 10, 100, 1000):
     settings = {
@@ -351,7 +352,7 @@ def count(config: dict, data: dict) -> None:
     taken = []
     for _ in range(2):  # the first compiles
       began = time.perf_counter()
-      study.run(config | settings, data, [whole], seed=0, mesh=mesh)
+      study.run(config | settings, data, whole, seed=0, mesh=mesh)
       taken.append(time.perf_counter() - began)
     print(f"| {probes} | {taken[1]:.1f} | {1e3 * taken[1] / probes:.0f} |")
 
@@ -374,8 +375,7 @@ def large(config: dict, scratch: Path) -> None:
   drawn = subsets.draw(data["train"]["labels"], SHARES, DRAWS, seed=0)
   few = config | {"steps": 40, "evaluations": 2}
   began = time.perf_counter()
-  masks = [one["mask"] for one in drawn]
-  found = study.run(few, data, masks, seed=0, mesh=parallel.make_mesh())
+  found = study.run(few, data, drawn, seed=0, mesh=parallel.make_mesh())
   taken = time.perf_counter() - began
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   members = len(config["learning_rates"]) * len(config["weight_decays"])

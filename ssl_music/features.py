@@ -12,14 +12,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from ssl_music import encoder, parallel, progress, weights
+from ssl_music import encoder, parallel, progress, randomness, weights
 from ssl_music.data import audio, pipeline, segments
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError, explained
 
-# Batches of training segments from which the untrained network takes its batch
-# statistics: with the initial ones, its activations explode with depth.
-_CALIBRATION_BATCHES = 32
+# The untrained network takes its batch statistics from so many batches of so
+# many training segments: with the initial ones, its activations explode with
+# depth.
+_CALIBRATION_BATCHES, _CALIBRATION_BATCH = 32, 64
 
 # What an embedding is computed by: with other code, an encoder is another one.
 _CODE = [
@@ -285,16 +286,17 @@ def _random_variables(config: Mapping, tracks: Tracks) -> dict[str, Any]:
     return variables | new
 
   where = choose_segments(tracks, config["data"]["seconds"], most=None)
-  order = np.random.default_rng(config["seed"]).permutation(len(where))
+  rng = randomness.generator(config["seed"], "calibration")
+  order = rng.permutation(len(where))
   batches = pipeline.segment_batches(
     tracks,
     where[order],
     seconds=config["data"]["seconds"],
-    batch=config["embed_batch"],
+    batch=_CALIBRATION_BATCH,
   )
   # Whole batches, since a smaller one would compile anew; as often as it takes
   # to forget the initial statistics (0.9^32 = 3 %).
-  whole = max(len(where) // config["embed_batch"], 1)
+  whole = max(len(where) // _CALIBRATION_BATCH, 1)
   chosen = batches[:whole].repeat()[:_CALIBRATION_BATCHES]
   for waveform in pipeline.iterate(chosen, workers=0):
     variables = update(variables, waveform)

@@ -92,7 +92,7 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     }
     masks = [one["mask"] for one in chosen]
     found = study.run(
-      config.probe.to_dict(), data, masks, seed=config.seed, mesh=mesh
+      config.probe.to_dict(), data, chosen, seed=config.seed, mesh=mesh
     )
     whole = found["logits"][-1]  # shares rise to 1
     scores = frozen.described | {"name": _label(frozen.described)}

@@ -37,7 +37,7 @@ _AT_ONCE = 2
 def run(
   config: Mapping[str, Any],
   data: Mapping[str, Mapping[str, np.ndarray]],
-  subsets: Sequence[np.ndarray],
+  subsets: Sequence[Mapping[str, Any]],
   *,
   seed: int,
   mesh: Mesh,
@@ -49,13 +49,18 @@ def run(
   and each group at the learning rate and weight decay, of the highest macro mAP
   on the validation tracks.
 
+  A probe follows from its share, draw, seed, learning rate and weight decay,
+  whatever others are trained beside it: to the last bit on a CPU as long as the
+  grid of rates and decays is the same; otherwise to rounding, since a product
+  of other sizes may add up in another order.
+
   Args:
     config: the config's "probe".
     data: of each of "train", "validation" and "test": "x", finite embeddings
       of segments [N, D]; "owners", the track of each, int [N], rising, every
       track with one segment or more; "labels" of those tracks, bool
       [tracks, T].
-    subsets: masks of the training tracks, bool [tracks] each, none empty.
+    subsets: of the training tracks, of `subsets.draw`, none empty.
     seed: the first of `config["seeds"]` seeds.
     mesh: of devices.
 
@@ -74,11 +79,13 @@ def run(
   ]
   groups = [
     {
-      "rows": np.flatnonzero(mask[data["train"]["owners"]]),
+      "rows": np.flatnonzero(some["mask"][data["train"]["owners"]]),
       "seed": seed + one,
       "subset": index,
+      "share": some["share"],
+      "draw": some["draw"],
     }
-    for index, mask in enumerate(subsets)
+    for index, some in enumerate(subsets)
     for one in range(config["seeds"])
   ]
   mean, deviation = inputs.moments(data["train"]["x"])
@@ -97,7 +104,7 @@ def run(
   given = parallel.replicate({"scale": scale, "train": train, **scored}, mesh)
   counts = {split: len(data[split]["labels"]) for split in scored}
   sizes = (data["train"]["x"].shape[1], *config["hidden"], labels.shape[1])
-  functions = _functions(config, members, counts, mesh)
+  functions = _trainer(config, members, mesh) | _scorer(config, counts, mesh)
   validation = data["validation"]["labels"]
   size = _block_size(config, data, len(members), len(groups), mesh)
   train_one = functools.partial(
@@ -163,17 +170,13 @@ def _apply(params: Sequence[Mapping], x: jax.Array) -> jax.Array:
   return y
 
 
-def _functions(
-  config: Mapping,
-  members: Sequence[tuple[float, float]],
-  counts: Mapping[str, int],
-  mesh: Mesh,
+def _trainer(
+  config: Mapping, members: Sequence[tuple[float, float]], mesh: Mesh
 ) -> dict[str, Callable]:
-  """Returns the compiled parts of `_train`; leaves of a state are [G, …]."""
+  """Returns the compiled "init" and "train"; leaves of a state are [G, …]."""
   rate, weight_decay = jnp.asarray(members, jnp.float32).T[..., None]
   schedule = optax.cosine_decay_schedule(1.0, config["steps"])
   adam = optax.scale_by_adam()
-  as_odds = config["aggregation"] == "probabilities"
 
   def init(params):
     def start(params):
@@ -214,6 +217,29 @@ def _functions(
     one = of_group(*jax.tree.map(lambda x: x[0], (state, rows)))
     return jax.tree.map(lambda x: x[None], one)
 
+  whole, divided = PartitionSpec(), PartitionSpec(AXIS)
+  mapped = functools.partial(parallel.map_step, mesh=mesh, out_specs=divided)
+  return {
+    "init": mapped(init, in_specs=(divided,)),
+    "train": mapped(train, in_specs=(whole, divided, divided), donate=(1,)),
+  }
+
+
+def _scorer(
+  config: Mapping, counts: Mapping[str, int], mesh: Mesh
+) -> dict[str, Callable]:
+  """Returns the compiled function that scores the tracks of each split.
+
+  Args:
+    config: the config's "probe".
+    counts: tracks of each split.
+    mesh: of devices.
+
+  Returns:
+    {split: f(given, params) -> logits [G, H, tracks, T]}.
+  """
+  as_odds = config["aggregation"] == "probabilities"
+
   def score(given, params, split):
     def of_block(total, block, params):
       x = _standard(block["x"], given["scale"])
@@ -244,16 +270,12 @@ def _functions(
     return mean
 
   whole, divided = PartitionSpec(), PartitionSpec(AXIS)
-  mapped = functools.partial(parallel.map_step, mesh=mesh, out_specs=divided)
-  functions = {
-    "init": mapped(init, in_specs=(divided,)),
-    "train": mapped(train, in_specs=(whole, divided, divided), donate=(1,)),
-  }
-  for split in counts:
-    functions[split] = mapped(
-      functools.partial(score, split=split), in_specs=(whole, divided)
+  return {
+    split: parallel.map_step(
+      functools.partial(score, split=split), mesh, (whole, divided), divided
     )
-  return functions
+    for split in counts
+  }
 
 
 def _standard(x: jax.Array, scale: Mapping[str, jax.Array]) -> jax.Array:
@@ -273,12 +295,12 @@ def _train(
 
   Args:
     config: the config's "probe".
-    functions: of `_functions`.
+    functions: of `_trainer` and `_scorer`.
     given: what all groups share.
     sizes: of the probes' layers, as of `initial`.
     labels: of the validation tracks.
     mesh: of devices.
-    groups: {"rows", "seed", "subset", "batch"} each.
+    groups: of `inputs.blocks`.
 
   Returns:
     logits of test tracks by the chosen probe of each group, [G, tracks, T];

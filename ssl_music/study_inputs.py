@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ssl_music import online
+from ssl_music import online, randomness
 
 SEGMENTS = 4096  # that are looked at or scored at a time, and …
 TRACKS = 256  # … tracks whose segments are averaged
@@ -81,9 +81,11 @@ def minibatches(group: Mapping, steps: int) -> np.ndarray:
   """Returns segments of a group's minibatches, int32 [steps, group["batch"]].
 
   They go through all its segments, in a new order each time, again and again;
-  of fewer segments than a minibatch has, some come twice.
+  of fewer segments than a minibatch has, some come twice. The orders follow
+  from the group's seed, share and draw alone.
   """
-  rng = np.random.default_rng([group["seed"], group["subset"]])
+  cell = group["share"], group["draw"]
+  rng = randomness.generator(group["seed"], "minibatches", *cell)
   rows, batch = group["rows"].astype(np.int32), group["batch"]
   epochs = -(-steps * batch // len(rows))
   orders = rng.permuted(np.broadcast_to(rows, (epochs, len(rows))), axis=1)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music import randomness
 from ssl_music.errors import InputError
 
-# Of the swaps of a stratified draw: more bring it hardly closer.
+# Swaps of a stratified draw; more bring it hardly closer.
 _SWEEPS, _CANDIDATES = 2, 32
 
 
@@ -52,8 +53,9 @@ def draw(
     stratified: keep the frequencies of the tags (`stratify`).
 
   Returns:
-    {"share", "draw", "mask": bool [tracks]} each, shares rising; a share is of
-    one track at least.
+    {"share", "draw", "mask": bool [tracks]} each, shares rising; a share has
+    one track at least. A mask follows from the seed, its share and its draw,
+    whatever other shares and draws there are.
 
   Raises:
     InputError: as `check`.
@@ -62,7 +64,8 @@ def draw(
   tracks, found = len(labels), []
   for share in sorted(shares):
     for index in range(draws if share < 1 else 1):
-      rng = np.random.default_rng([seed, index])
+      # The same for all shares, so that the smaller ones are held.
+      rng = randomness.generator(seed, "subset", index)
       count = max(1, round(share * tracks))
       chosen = rng.permutation(tracks)[:count]
       if stratified and count < tracks:

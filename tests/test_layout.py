@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "ssl_music"
 ROOMS = (
   {"interrupts"},
   {"compiled", "errors", "lock", "metrics", "progress", "unpickler"},
-  {"command_line"},
+  {"command_line", "randomness"},
   {"disk", "typed"},
   {"seal"},
   {"tagger", "vectors", "neighbours"},

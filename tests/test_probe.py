@@ -48,7 +48,8 @@ def linear(rng, tracks, classes=4, features=20):
 
 
 def fit(data, seed=0, **fields):
-  whole = [np.ones(len(data["train"]["labels"]), bool)]
+  mask = np.ones(len(data["train"]["labels"]), bool)
+  whole = [{"share": 1.0, "draw": 0, "mask": mask}]
   found = study.run(
     CONFIG | fields,
     data,

@@ -41,17 +41,20 @@ def make_data(seed=0):
   return data
 
 
-def make_masks():
+def make_subsets():
   masks = np.zeros((3, TRACKS["train"]), bool)
   masks[0, :3], masks[1, 5:20], masks[2] = True, True, True
-  return masks
+  return [
+    {"share": share, "draw": draw, "mask": mask}
+    for share, draw, mask in zip((0.1, 0.5, 1.0), (1, 0, 0), masks, strict=True)
+  ]
 
 
-def run(config=None, devices=1, masks=None):
+def run(config=None, devices=1, subsets=None):
   mesh = parallel.make_mesh(jax.devices()[:devices])
-  masks = make_masks() if masks is None else masks
+  subsets = subsets or make_subsets()
   return study.run(
-    CONFIG | (config or {}), make_data(), masks, seed=3, mesh=mesh
+    CONFIG | (config or {}), make_data(), subsets, seed=3, mesh=mesh
   )
 
 
@@ -79,16 +82,16 @@ def update(params, state, x, y, rate, decay):
   return optax.apply_updates(params, updates), state
 
 
-def one_by_one(config, data, mask, seed, subset, rate, decay):
+def one_by_one(config, data, subset, seed, rate, decay):
   """Trains one probe as a plain loop; returns validation mAP and logits."""
   x = data["train"]["x"].astype(np.float64)
   mean, deviation = x.mean(axis=0), x.std(axis=0)
   scale = lambda v: (v.astype(np.float64) - mean) / deviation
-  rows = np.flatnonzero(mask[data["train"]["owners"]])
+  rows = np.flatnonzero(subset["mask"][data["train"]["owners"]])
   y = data["train"]["labels"][data["train"]["owners"]]
   # A subset of few segments has short minibatches.
   batch = min(8, 2 ** math.ceil(math.log2(len(rows))))
-  group = {"rows": rows, "seed": seed, "subset": subset, "batch": batch}
+  group = subset | {"rows": rows, "seed": seed, "batch": batch}
   (params,) = study.initial(seed, (SIZE, TAGS))
   state = optimizer(rate, decay).init(params)
   tracks = {}
@@ -117,11 +120,11 @@ def one_by_one(config, data, mask, seed, subset, rate, decay):
 
 
 def test_equals_probes_trained_one_by_one(found):
-  data, masks = make_data(), make_masks()
+  data, subsets = make_data(), make_subsets()
   for subset, one in ((0, 1), (1, 0), (2, 1)):
     every = {
       (rate, decay): one_by_one(
-        CONFIG, data, masks[subset], 3 + one, subset, rate, decay
+        CONFIG, data, subsets[subset], 3 + one, rate, decay
       )
       for rate in CONFIG["learning_rates"]
       for decay in CONFIG["weight_decays"]
@@ -155,6 +158,30 @@ def test_devices_and_blocks_make_no_difference(monkeypatch):
   assert one["logits"].shape == (3, 2, TRACKS["test"], TAGS)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_probe_is_the_same_whatever_else_is_asked_for(found, devices):
+  """Other shares, draws and seeds change no bit; a larger grid rounds anew."""
+  few, half, whole = make_subsets()
+  for subsets in ([whole], [half, whole], [whole, few]):
+    for seeds in (1, 3):
+      other = run({"seeds": seeds}, devices, subsets)
+      for place, subset in enumerate(subsets):
+        same = [0.1, 0.5, 1.0].index(subset["share"])
+        for seed in range(min(seeds, 2)):
+          assert other["chosen"][place][seed] == found["chosen"][same][seed]
+          np.testing.assert_array_equal(
+            other["logits"][place, seed], found["logits"][same, seed]
+          )
+  chosen = found["chosen"][2][0]
+  grid = {"learning_rates": (chosen["learning_rate"],)}
+  grid |= {"weight_decays": (chosen["weight_decay"],), "seeds": 1}
+  alone = run(grid, devices, [whole])
+  assert alone["chosen"][0][0]["step"] == chosen["step"]
+  np.testing.assert_allclose(
+    alone["logits"][0, 0], found["logits"][2, 0], rtol=1e-5, atol=1e-5
+  )
+
+
 def test_what_is_averaged(monkeypatch, found):
   """Of a linear probe, embeddings and logits come to the same."""
   monkeypatch.setattr(inputs, "SEGMENTS", 16)
@@ -169,12 +196,12 @@ def test_probabilities_are_averaged():
   """Against the same probe applied to each segment as a track of its own."""
   config = {"evaluations": 1, "learning_rates": (4,), "weight_decays": (0,)}
   config |= {"seeds": 1}
-  mesh, masks = parallel.make_mesh(jax.devices()[:1]), make_masks()[2:]
+  mesh, whole = parallel.make_mesh(jax.devices()[:1]), make_subsets()[2:]
   data = make_data()
   odds = study.run(
     CONFIG | config | {"aggregation": "probabilities"},
     data,
-    masks,
+    whole,
     seed=0,
     mesh=mesh,
   )["logits"][0, 0]
@@ -185,7 +212,7 @@ def test_probabilities_are_averaged():
     "labels": test["labels"][owners],
   }
   alone = data | {"test": {"x": test["x"], **segments}}
-  each = study.run(CONFIG | config, alone, masks, seed=0, mesh=mesh)["logits"]
+  each = study.run(CONFIG | config, alone, whole, seed=0, mesh=mesh)["logits"]
   assert each.max() > 17  # of which float32's probability is 1
   logits = each[0, 0].astype(np.float64)
   expected = [
@@ -241,14 +268,15 @@ def test_selection_counts_ties_against_and_nothing_for_what_is_no_number():
 
 
 def test_minibatches_take_every_segment_before_any_comes_again():
-  group = {"rows": np.arange(10, 17), "seed": 0, "subset": 2, "batch": 4}
+  group = {"rows": np.arange(10, 17), "seed": 0, "batch": 4}
+  group |= {"share": 0.1, "draw": 2}
   batches = inputs.minibatches(group, 21)
   assert batches.shape == (21, 4)
   epochs = batches.ravel().reshape(-1, 7)
   assert (np.sort(epochs, axis=1) == np.arange(10, 17)).all()
   assert len(np.unique(epochs, axis=0)) > 1
-  other = inputs.minibatches(group | {"subset": 1}, 21)
-  assert (batches != other).any()
+  for other in ({"draw": 1}, {"share": 0.2}, {"seed": 1}):
+    assert (batches != inputs.minibatches(group | other, 21)).any()
 
 
 def test_blocks_have_minibatches_of_one_length():

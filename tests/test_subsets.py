@@ -22,8 +22,8 @@ def test_draws_have_their_sizes_and_hold_the_smaller_ones():
   for draw in range(3):
     assert (masks[draw] <= masks[3 + draw]).all()
   assert (masks[3] != masks[4]).any()
-  again = subsets.draw(make_labels(), (0.05, 1.0), 3, seed=1)
-  np.testing.assert_array_equal(again[1]["mask"], masks[1])
+  again = subsets.draw(make_labels(), (0.2, 1.0), 2, seed=1)
+  np.testing.assert_array_equal(again[1]["mask"], masks[4])
   other = subsets.draw(make_labels(), (0.05, 1.0), 3, seed=2)
   assert (other[1]["mask"] != masks[1]).any()
 
@@ -63,7 +63,7 @@ def test_stratified_draws_differ_and_leave_no_track_out():
   )
   pairs = (drawn.astype(int) @ drawn.T.astype(int))[~np.eye(200, dtype=bool)]
   assert pairs.mean() / 10 < 0.13  # 0.1 where tracks are drawn alike
-  assert drawn.mean(axis=0).min() > 0.01
+  assert drawn.any(axis=0).all()
   assert drawn.mean(axis=0).max() < 0.25
   frequent, rare = np.split((drawn @ labels.astype(int)).mean(0) / 10, [5])
   np.testing.assert_allclose(frequent, labels[:, :5].mean(0), rtol=0.1)

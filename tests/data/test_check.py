@@ -69,6 +69,15 @@ def test_everything_is_counted(source):
   assert lost == reasons | dict.fromkeys(["t12", "t13", "t14"], parts.ABSENT)
 
 
+def test_a_sample_depends_little_on_the_other_tracks():
+  tracks = [{"id": f"{index}"} for index in range(40)]
+  few, more = (check._choose(tracks, {}, size) for size in (5, 9))
+  assert (len(few), len(more)) == (5, 9)
+  assert all(track in more for track in few)
+  fewer = check._choose(tracks[1:], {}, 9)
+  assert len([track for track in fewer if track in more]) >= 8
+
+
 def test_a_sample_is_always_the_same_and_holds_the_known_bad(source):
   plan = plan_of(source)
   found = [
