@@ -40,6 +40,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   # How a track's segments make its score: the mean of "embeddings", "logits"
   # or "probabilities".
   config.aggregation = "embeddings"
+  config.sounding = False  # only the sounding segments count
   config.resamples = 1000  # of the test tracks, for the intervals
   config.allow_missing = False  # of a benchmark's test tracks
   config.embed_batch = 64  # segments, of validation and test

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_music import features, finetune, jobs, online, probe, sweep, train
-from ssl_music.config import check_numbers
+from ssl_music.config import PRETRAININGS, check_numbers
 from ssl_music.data import demo
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
@@ -66,7 +66,8 @@ def plan(config: ConfigDict, folder: str | Path) -> list[dict[str, Any]]:
     InputError: an unknown encoder, one twice, or none; no data set; or a number
       out of its range.
   """
-  check_numbers(config, ("seeds",), ("total_steps",))
+  given = {field for field in PRETRAININGS if config[field] is not None}
+  check_numbers(config, ["seeds", *given & {"batch"}], [*given - {"batch"}])
   folder = Path(folder)
   encoders = _names(config, "encoders")
   datasets = _names(config, "datasets")
@@ -198,14 +199,17 @@ def _pretraining(config: ConfigDict, name: str, seed: int) -> ConfigDict:
   one.data.name = config.pool or "+".join(datasets)
   if config.data_dir is not None:
     one.data.data_dir = config.data_dir
-  if config.total_steps:
-    one.total_epochs = one.total_examples = 0
-    one.total_steps = config.total_steps
+  for field in PRETRAININGS:
+    if config[field] is not None:
+      if field.endswith("_steps"):
+        length = field.removesuffix("_steps")
+        one[f"{length}_epochs"] = one[f"{length}_examples"] = 0
+      one[field] = config[field]
   if 0 < one.total_steps <= one.warmup_steps:
     raise InputError(
-      f"the {one.total_steps} steps of {name} are no more than its warm-up:"
-      f" lower --config.pretrain.{name}.warmup_steps={one.warmup_steps}, or"
-      " raise --config.total_steps"
+      f"the {one.total_steps} steps of {name} are no more than its"
+      f" {one.warmup_steps} of warm-up: lower --config.warmup_steps, or raise"
+      " --config.total_steps"
     )
   return one
 
@@ -227,8 +231,10 @@ def _tuning(
   one = config.finetune.copy_and_resolve_references()
   one.encoder = "random" if encoder == SCRATCH else encoder
   one.data.name = data
-  # Scores of the same tracks and tags as the probes', if not said otherwise.
+  # Scores of the same tracks, segments and tags as the probes', if not said
+  # otherwise.
   one.allow_missing = one.allow_missing or config.probe.allow_missing
+  one.sounding = one.sounding or config.probe.probe.sounding
   one.data.tags = one.data.tags or config.probe.data.tags
   one.seed += seed
   if config.data_dir is not None:

@@ -16,6 +16,8 @@ from ssl_music.errors import InputError
 
 PRESETS = ("laptop", "paper")
 UNITS = ("steps", "epochs", "examples")
+# What a benchmark's config can set for all its pre-trainings at once.
+PRETRAININGS = ("total_steps", "warmup_steps", "save_every_steps", "batch")
 
 
 def pretraining(preset: str = "laptop") -> ConfigDict:
@@ -140,6 +142,9 @@ def probing(preset: str = "laptop") -> ConfigDict:
       "draws": 4,  # of every share under 1
       "stratified": False,  # keep the tags' frequencies in the draws
       "aggregation": "embeddings",  # averaged; or "logits" or "probabilities"
+      # Average only the sounding segments of validation and test tracks; the
+      # published code averages all, and filters training tracks alone.
+      "sounding": False,
       "resamples": 1000,  # of the test tracks, for the intervals
     }
   )
@@ -254,7 +259,10 @@ def benchmark(preset: str = "laptop") -> ConfigDict:
   # Tasks and floors; "supervised" and "finetune-TASK" can be added.
   config.encoders = "contrastive,byol,clustering,barlow_twins,vicreg,random,mel"
   config.seeds = 1  # pre-trainings of each task, and random networks
-  config.total_steps = 0  # of each pre-training; 0: as its own config says
+  config.total_steps = config_dict.placeholder(int)  # of all pre-trainings
+  config.warmup_steps = config_dict.placeholder(int)  # of all pre-trainings
+  config.save_every_steps = config_dict.placeholder(int)  # of all pre-trainings
+  config.batch = config_dict.placeholder(int)  # tracks, of all pre-trainings
   config.data_dir = config_dict.placeholder(str)  # None: TFDS's default
   config.slurm = slurm()  # where --executor=slurm
   config.probe = probing(preset)

@@ -231,6 +231,8 @@ def choose_segments(
   seconds: float,
   most: int | None,
   among: Iterable[int] | None = None,
+  *,
+  sounding: bool = True,
 ) -> np.ndarray:
   """Chooses the segments that stand for each track.
 
@@ -239,6 +241,8 @@ def choose_segments(
     seconds: length of a segment.
     most: segments of a track at most, evenly spaced; None takes all.
     among: the tracks to choose from, in this order; None means all.
+    sounding: choose among the sounding segments only, as the published code
+      does for training tracks alone.
 
   Returns:
     int64 [segments, 2]: track and start (in blocks).
@@ -249,7 +253,8 @@ def choose_segments(
   length = pipeline.blocks(seconds)
   rows = []
   for track in range(len(tracks)) if among is None else among:
-    starts = segments.grid(tracks.energy(track), tracks.rms[track], length)
+    energy, rms = tracks.energy(track), tracks.rms[track]
+    starts = segments.grid(energy, rms, length, sounding=sounding)
     if most is not None and len(starts) > most:
       starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
     rows += [(track, start) for start in starts]

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,6 @@ from scipy.special import expit
 from ssl_music import (
   checkpoint,
   encoder,
-  features,
   lock,
   metrics,
   parallel,
@@ -32,29 +31,13 @@ from ssl_music import (
   workdir,
 )
 from ssl_music.config import check_numbers
-from ssl_music.data import demo, pipeline
+from ssl_music.data import pipeline
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 from ssl_music.models.norm import BatchNorm
 
 # What a backbone brings along from its pre-training.
 _INHERITED = ("frontend", "model")
-
-
-class Scored(NamedTuple):
-  """The tracks of a split that are scored.
-
-  Attributes:
-    tracks: of the split.
-    where: int64 [segments, 2], track and start of every segment.
-    used: [M] the tracks that have segments, rising.
-    labels: bool [M, T], of the chosen tags.
-  """
-
-  tracks: Tracks
-  where: np.ndarray
-  used: np.ndarray
-  labels: np.ndarray
 
 
 def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
@@ -79,14 +62,15 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   config, backbone, described = start_from_encoder(config)
   check(config, mesh)
   train.check(config, mesh)
-  demo.ensure(config.data.name, config.data.data_dir)
-  parts = {
-    split: Tracks(config.data.name, (split,), config.data.data_dir)
-    for split in probe.SPLITS
-  }
-  scored, tags, missing = _choose(config, parts)
-  used = {split: one.used for split, one in scored.items()}
-  about = probe.what_is_scored(parts, used, missing, tags)
+  # One segment only tells whether a training track has any.
+  parts, tags, missing = probe.choose(
+    config,
+    probe.open_splits(config),
+    config.data.seconds,
+    1,
+    sounding=config.sounding,
+  )
+  about = probe.what_is_scored(parts, tags, missing)
   with config.unlocked():
     # A resumed run must have it, too: training itself looks at "train" alone.
     config.data.scored = about["fingerprint"]
@@ -95,12 +79,15 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     config,
     folder,
     backbone=backbone,
-    evaluate=functools.partial(_evaluate, predict, scored["validation"], tags),
+    evaluate=functools.partial(_evaluate, predict, parts["validation"], tags),
   )
   with lock.hold(folder, "running in", "give another --workdir"):
     best, networks = checkpoint.load(folder, "best")
-    test = scored["test"]
-    head = make_head(networks, tags, config.aggregation)
+    test = parts["test"]
+    head = make_head(networks, tags) | {
+      "aggregation": config.aggregation,
+      "sounding": config.sounding,
+    }
     networks = parallel.replicate(networks, mesh)
     logits = predict(networks, test.tracks, test.where)[None]
     scores = described | about
@@ -108,6 +95,7 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
       "segments": {"train": best * config.batch * config.views},
       "seeds": 1,
       "aggregation": config.aggregation,
+      "sounding": config.sounding,
       "hidden": list(config.pretext.head),
     }
     summary, samples = scoring.summarise(
@@ -115,13 +103,12 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     )
     scores |= summary
     scores["shares"] = [
-      {"share": 1.0, "tracks": len(scored["train"].used)}
+      {"share": 1.0, "tracks": len(parts["train"].used)}
       | scoring.of_one_draw(summary)
     ]
     scores["chosen"] = [_chosen(config, folder, best)]
-    ids = [test.tracks.ids[track] for track in test.used]
     predictions = {"logits": logits, "labels": test.labels}
-    predictions |= {"ids": ids, "tags": tags}
+    predictions |= {"ids": test.ids(), "tags": tags}
     tagger.save(folder, head)
     scoring.save(folder, scores, samples, predictions)
   print(results.by_tag(scores))
@@ -248,15 +235,15 @@ def make_predict(config: ConfigDict, tags: int, mesh: Mesh) -> Callable:
   return predict
 
 
-def make_head(
-  networks: Mapping, tags: list[str], aggregation: str
-) -> dict[str, Any]:
+def make_head(networks: Mapping, tags: list[str]) -> dict[str, Any]:
   """Returns a network's head for `tagger`, batch norm folded into its layers.
 
   Args:
     networks: as of `predict` of `make_predict`.
     tags: T, outputs of the head.
-    aggregation: of the config.
+
+  Returns:
+    the head without "aggregation" and "sounding".
   """
   params = networks["params"]["head"]
   stats = networks["batch_stats"].get("head") or {}
@@ -274,7 +261,6 @@ def make_head(
   features = len(layers[0]["kernel"][0])
   return {
     "tags": tags,
-    "aggregation": aggregation,
     "mean": np.zeros(features, np.float32),
     "inverse": np.ones(features, np.float32),
     "layers": layers,
@@ -313,41 +299,15 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     )
 
 
-def _choose(
-  config: ConfigDict, parts: Mapping[str, Tracks]
-) -> tuple[dict[str, Scored], list[str], dict[str, list[str]]]:
-  """Returns what of each split is used, the tags, and what is missing.
-
-  All segments of validation and test tracks; of training tracks one, which
-  only tells whether there are any.
-  """
-  where = {
-    split: features.choose_segments(
-      part, config.data.seconds, 1 if split == "train" else None
-    )
-    for split, part in parts.items()
-  }
-  used = {split: np.unique(chosen[:, 0]) for split, chosen in where.items()}
-  missing = probe.missing_tracks(parts, used)
-  probe.check_complete(config, parts["test"], missing["test"])
-  labels = {split: part.labels[used[split]] for split, part in parts.items()}
-  columns = probe.choose_tags(config, parts["train"].tags, labels)
-  scored = {
-    s: Scored(part, where[s], used[s], labels[s][:, columns])
-    for s, part in parts.items()
-  }
-  return scored, [parts["train"].tags[c] for c in columns], missing
-
-
 def _evaluate(
-  predict: Callable, scored: Scored, tags: list[str], networks: Mapping
+  predict: Callable, part: probe.Part, tags: list[str], networks: Mapping
 ) -> dict[str, float]:
   """Scores the network's own head on all validation tracks."""
   names = {"validation_map": "map_macro", "validation_roc_auc": "roc_auc_macro"}
-  logits = predict(networks, scored.tracks, scored.where)
+  logits = predict(networks, part.tracks, part.where)
   if not np.isfinite(logits).all():  # which the log explains
     return dict.fromkeys(names, math.nan)
-  found = metrics.scores(scored.labels, logits, tags)
+  found = metrics.scores(part.labels, logits, tags)
   return {name: found[metric] for name, metric in names.items()}
 
 

@@ -188,7 +188,7 @@ def _scores(found: Sequence[Mapping[str, Any]]) -> str:
         one["name"],
         results.data_name(one),
         f"{one['tracks']['test']}{results.missing_test(one)}",
-        f"{hidden}, mean of {one['aggregation']}, {one['seeds']} seeds",
+        f"{hidden}, {results.averaging(one)}, {one['seeds']} seeds",
         *cells,
       ]
     )

@@ -2,7 +2,7 @@
 
 `ssl_music.load(PATH)` returns one. What it computes of a segment is what a
 probe saw of it: audio is made 16 kHz and mono and normalised by the peak of the
-whole track, and a track's mean is that of its sounding segments.
+whole track.
 """
 
 import os
@@ -108,7 +108,7 @@ class Encoder:
       sample_rate: of an array, in Hz.
       hop: seconds from a segment's start to the next one's, a multiple of
         0.1 s; None is a segment's length.
-      mean: average the sounding segments, as a probe does.
+      mean: average the sounding segments, as `vectors.read_tracks` does.
 
     Returns:
       float32 [segments, D], or [D] with `mean`. A rest at the end that is
@@ -139,13 +139,17 @@ class Encoder:
       InputError: as of `embed`, or this encoder has no head.
     """
     cut = self.cut(source, sample_rate)
-    return self.tag_vectors(self.embed_cut(cut)[cut.sounding])
+    return self.tag_vectors(self.embed_cut(cut), cut.sounding)
 
-  def tag_vectors(self, vectors: np.ndarray) -> dict[str, float]:
+  def tag_vectors(
+    self, vectors: np.ndarray, sounding: np.ndarray
+  ) -> dict[str, float]:
     """Returns the probability of every tag of a track, the highest first.
 
     Args:
-      vectors: float [N, D], of its sounding segments.
+      vectors: float [N, D], of all its segments.
+      sounding: bool [N], which of them are sounding; only these count where
+        they did for the scores of the head.
 
     Raises:
       InputError: this encoder has no head.
@@ -155,6 +159,8 @@ class Encoder:
         f"the encoder {self.described['encoder']} has no head to tag with: give"
         " the workdir of a probe or of a fine-tuning"
       )
+    if self.head["sounding"]:
+      vectors = vectors[sounding]
     values = tagger.apply(self.head, vectors)
     order = np.argsort(-values, kind="stable")
     return {self.tags[column]: float(values[column]) for column in order}

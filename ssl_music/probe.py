@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,6 +28,26 @@ from ssl_music.errors import InputError
 SPLITS = ("train", "validation", "test")
 
 
+class Part(NamedTuple):
+  """The tracks of a split that a probe uses.
+
+  Attributes:
+    tracks: of the split.
+    where: int64 [segments, 2], track and start of every segment.
+    used: [M] the tracks that have segments, rising.
+    labels: bool [M, T], of the chosen tags.
+  """
+
+  tracks: Tracks
+  where: np.ndarray
+  used: np.ndarray
+  labels: np.ndarray
+
+  def ids(self) -> list[str]:
+    """Returns the names of the M tracks."""
+    return [self.tracks.ids[track] for track in self.used]
+
+
 def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   """Probes the encoder that a config names, on its data set.
 
@@ -43,41 +63,25 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
   Raises:
     InputError: what is wrong with the config, the encoder or the data set.
   """
-  folder = Path(folder)
-  mesh = parallel.make_mesh()
+  folder, mesh, given = Path(folder), parallel.make_mesh(), config.probe
   check(config, mesh.size)
-  demo.ensure(config.data.name, config.data.data_dir)
-  parts = {
-    split: Tracks(config.data.name, (split,), config.data.data_dir)
-    for split in SPLITS
-  }
-  frozen = features.load_encoder(config, parts["train"])
-  where = {
-    split: features.choose_segments(
-      part, frozen.seconds, config.probe.segments if split == "train" else None
-    )
-    for split, part in parts.items()
-  }
-  # A track shorter than a segment has none, and is not scored.
-  used = {split: np.unique(chosen[:, 0]) for split, chosen in where.items()}
-  missing = missing_tracks(parts, used)
-  check_complete(config, parts["test"], missing["test"])
-  labels = {split: part.labels[used[split]] for split, part in parts.items()}
-  columns = choose_tags(config, parts["train"].tags, labels)
-  labels = {split: found[:, columns] for split, found in labels.items()}
-  tags = [parts["train"].tags[column] for column in columns]
-  chosen = subsets.draw(
-    labels["train"],
-    config.probe.shares,
-    config.probe.draws,
+  splits = open_splits(config)
+  frozen = features.load_encoder(config, splits["train"])
+  parts, tags, missing = choose(
+    config, splits, frozen.seconds, given.segments, sounding=given.sounding
+  )
+  drawn = subsets.draw(
+    parts["train"].labels,
+    given.shares,
+    given.draws,
     seed=config.seed,
-    stratified=config.probe.stratified,
+    stratified=given.stratified,
   )
   # From here on something is written.
   with workdir.claim(folder, config.to_dict()):
     vectors = embeddings.cached(
       frozen,
-      {split: (parts[split], where[split]) for split in SPLITS},
+      {split: (part.tracks, part.where) for split, part in parts.items()},
       folder=Path(config.cache_dir or folder / "embeddings"),
       batch=config.embed_batch,
       mesh=mesh,
@@ -85,95 +89,158 @@ def probe(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     data = {
       split: {
         "x": vectors[split],
-        "owners": np.searchsorted(used[split], where[split][:, 0]),
-        "labels": labels[split],
+        "owners": np.searchsorted(part.used, part.where[:, 0]),
+        "labels": part.labels,
       }
-      for split in SPLITS
+      for split, part in parts.items()
     }
-    masks = [one["mask"] for one in chosen]
-    found = study.run(
-      config.probe.to_dict(), data, chosen, seed=config.seed, mesh=mesh
-    )
-    whole = found["logits"][-1]  # shares rise to 1
-    scores = frozen.described | {"name": _label(frozen.described)}
-    scores |= what_is_scored(parts, used, missing, tags)
-    scores |= {
-      "segments": {"train": len(where["train"])},
-      "seeds": config.probe.seeds,
-      "aggregation": config.probe.aggregation,
-      "hidden": list(config.probe.hidden),
+    found = study.run(given.to_dict(), data, drawn, seed=config.seed, mesh=mesh)
+    about = what_is_scored(parts, tags, missing) | {
+      "segments": {"train": len(parts["train"].where)},
+      "seeds": given.seeds,
+      "aggregation": given.aggregation,
+      "sounding": given.sounding,
+      "hidden": list(given.hidden),
     }
-    resamples = config.probe.resamples
-    summary, samples = scoring.summarise(
-      labels["test"], whole, tags, resamples=resamples
+    scores, samples = _score(
+      parts["test"].labels, tags, drawn, found, given.resamples
     )
-    scores |= summary
-    *few, every = _by_share(chosen).items()
-    scores["shares"] = [
-      {"share": share, "tracks": int(masks[places[0]].sum())}
-      | scoring.summarise_draws(
-        labels["test"], found["logits"][places], tags, resamples=resamples
-      )
-      for share, places in few
-    ]
-    scores["shares"].append(
-      {"share": every[0], "tracks": len(used["train"])}
-      | scoring.of_one_draw(summary)
+    scores = (
+      frozen.described | {"name": _label(frozen.described)} | about | scores
     )
-    scores["chosen"] = [
-      {"share": one["share"], "draw": one["draw"]} | picked
-      for one, every in zip(chosen, found["chosen"], strict=True)
-      for picked in every
-    ]
-    ids = {
-      split: [parts[split].ids[t] for t in used[split]] for split in SPLITS
-    }
-    np.savez(
-      folder / "subsets.npz",
-      masks=masks,
-      shares=[one["share"] for one in chosen],
-      draws=[one["draw"] for one in chosen],
-      ids=ids["train"],
-    )
-    predictions = {"logits": whole, "labels": labels["test"]}
-    predictions |= {"ids": ids["test"], "tags": tags}
-    head = found["head"] | {"tags": tags}
-    tagger.save(folder, head | {"aggregation": config.probe.aggregation})
-    scoring.save(folder, scores, samples, predictions)
+    _save(folder, parts, tags, drawn, found, scores, samples)
   print(results.by_tag(scores))
   return scores
 
 
-def missing_tracks(
-  parts: Mapping[str, Tracks], used: Mapping[str, np.ndarray]
-) -> dict[str, list[str]]:
-  """Returns the ids of each split's tracks that are absent or too short.
+def open_splits(config: ConfigDict) -> dict[str, Tracks]:
+  """Opens the splits of a config's data set; makes the built-in one first."""
+  name, data_dir = config.data.name, config.data.data_dir
+  demo.ensure(name, data_dir)
+  return {split: Tracks(name, (split,), data_dir) for split in SPLITS}
+
+
+def choose(
+  config: ConfigDict,
+  splits: Mapping[str, Tracks],
+  seconds: float,
+  most: int,
+  *,
+  sounding: bool,
+) -> tuple[dict[str, Part], list[str], dict[str, list[str]]]:
+  """Chooses segments, tracks and tags.
 
   Args:
-    parts: the tracks of each split.
-    used: which of them are long enough.
+    config: with "data" and "allow_missing".
+    splits: of `open_splits`.
+    seconds: length of a segment.
+    most: sounding segments of a training track, at most.
+    sounding: take only the sounding segments of validation and test tracks,
+      not all of them.
+
+  Returns:
+    what is used of each split, the tags, and the ids of each split's tracks
+    that are absent or shorter than a segment.
+
+  Raises:
+    InputError: test tracks of a benchmark are missing, or there is nothing to
+      score.
   """
-  return {
-    split: sorted(set(part.ids) - {part.ids[t] for t in used[split]})
-    + part.missing[split]
-    for split, part in parts.items()
+  where = {
+    split: features.choose_segments(tracks, seconds, most)
+    if split == "train"
+    else features.choose_segments(tracks, seconds, None, sounding=sounding)
+    for split, tracks in splits.items()
   }
+  used = {split: np.unique(chosen[:, 0]) for split, chosen in where.items()}
+  missing = {
+    split: sorted(set(tracks.ids) - {tracks.ids[t] for t in used[split]})
+    + tracks.missing[split]
+    for split, tracks in splits.items()
+  }
+  _check_complete(config, splits["test"], missing["test"])
+  labels = {s: tracks.labels[used[s]] for s, tracks in splits.items()}
+  columns = _choose_tags(config, splits["train"].tags, labels)
+  parts = {
+    split: Part(tracks, where[split], used[split], labels[split][:, columns])
+    for split, tracks in splits.items()
+  }
+  return parts, [splits["train"].tags[column] for column in columns], missing
 
 
-def tag_fingerprint(parts: Mapping[str, Tracks], tags: Sequence[str]) -> str:
-  """Returns the hash of splits and tag order, whether tracks are there or not.
+def _score(
+  labels: np.ndarray,
+  tags: Sequence[str],
+  drawn: Sequence[Mapping[str, Any]],
+  found: Mapping[str, Any],
+  resamples: int,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Scores a study's test logits.
 
   Args:
-    parts: the tracks of each split.
-    tags: that are scored.
+    labels: of the test tracks, bool [M, T].
+    tags: T names.
+    drawn: of `subsets.draw`.
+    found: of `study.run`.
+    resamples: bootstrap resamples of the test tracks.
+
+  Returns:
+    what `scoring.summarise` does of all training tracks, with "shares", the
+    scores of each share, and "chosen", the probe of each draw and seed; and the
+    score of every resample.
   """
-  return fingerprint(
-    [(s, id_) for s in SPLITS for id_ in parts[s].ids + parts[s].missing[s]],
-    tags,
+  # Shares rise to 1, of which there is one draw.
+  scores, samples = scoring.summarise(
+    labels, found["logits"][-1], tags, resamples=resamples
   )
+  places: dict[float, list[int]] = {}
+  for place, one in enumerate(drawn):
+    places.setdefault(one["share"], []).append(place)
+  shares = [
+    {"share": share, "tracks": int(drawn[of_share[0]]["mask"].sum())}
+    | (
+      scoring.of_one_draw(scores)
+      if share == 1
+      else scoring.summarise_draws(
+        labels, found["logits"][of_share], tags, resamples=resamples
+      )
+    )
+    for share, of_share in places.items()
+  ]
+  chosen = [
+    {"share": one["share"], "draw": one["draw"]} | picked
+    for one, every in zip(drawn, found["chosen"], strict=True)
+    for picked in every
+  ]
+  return scores | {"shares": shares, "chosen": chosen}, samples
 
 
-def benchmark_name(test: Tracks, tags: Sequence[str]) -> str:
+def _save(
+  folder: Path,
+  parts: Mapping[str, Part],
+  tags: list[str],
+  drawn: Sequence[Mapping[str, Any]],
+  found: Mapping[str, Any],
+  scores: Mapping[str, Any],
+  samples: Mapping[str, np.ndarray],
+) -> None:
+  """Leaves a probe's results in its workdir; `scores.json` comes last."""
+  np.savez(
+    folder / "subsets.npz",
+    masks=[one["mask"] for one in drawn],
+    shares=[one["share"] for one in drawn],
+    draws=[one["draw"] for one in drawn],
+    ids=parts["train"].ids(),
+  )
+  head = {name: scores[name] for name in ("aggregation", "sounding")}
+  tagger.save(folder, found["head"] | head | {"tags": tags})
+  test = parts["test"]
+  predictions = {"logits": found["logits"][-1], "labels": test.labels}
+  predictions |= {"ids": test.ids(), "tags": tags}
+  scoring.save(folder, scores, samples, predictions)
+
+
+def _benchmark_name(test: Tracks, tags: Sequence[str]) -> str:
   """Returns the benchmark's name, with what makes it another's."""
   name = test.card["benchmark"]
   if name and len(tags) < len(test.tags):
@@ -184,7 +251,7 @@ def benchmark_name(test: Tracks, tags: Sequence[str]) -> str:
   return name
 
 
-def check_complete(
+def _check_complete(
   config: ConfigDict, test: Tracks, missing: Sequence[str]
 ) -> None:
   """Refuses a benchmark's score where test tracks of it are missing."""
@@ -201,7 +268,7 @@ def check_complete(
   )
 
 
-def choose_tags(
+def _choose_tags(
   config: ConfigDict, tags: list[str], labels: Mapping[str, np.ndarray]
 ) -> list[int]:
   """Returns the columns to probe; finds what would leave nothing to score."""
@@ -273,26 +340,27 @@ def check_aggregation(how: str, option: str) -> None:
 
 
 def what_is_scored(
-  parts: Mapping[str, Tracks],
-  used: Mapping[str, np.ndarray],
-  missing: Mapping[str, Sequence[str]],
+  parts: Mapping[str, Part],
   tags: Sequence[str],
+  missing: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
   """Returns what `scores.json` says of the data that the scores are of.
 
   Args:
-    parts: the tracks of each split.
-    used: which of them are long enough.
-    missing: of `missing_tracks`.
+    parts: what is used of each split.
     tags: that are scored.
+    missing: of `choose`.
   """
-  test = parts["test"]
+  splits = {split: part.tracks for split, part in parts.items()}
+  # Of all tracks of the splits, whether they are there or not.
+  ids = [(s, i) for s in SPLITS for i in splits[s].ids + splits[s].missing[s]]
+  test = splits["test"]
   return {
     "data": test.name,
-    "benchmark": benchmark_name(test, tags),
+    "benchmark": _benchmark_name(test, tags),
     "as_published": test.card["as_published"],
-    "fingerprint": tag_fingerprint(parts, tags),
-    "tracks": {split: len(tracks) for split, tracks in used.items()},
+    "fingerprint": fingerprint(ids, tags),
+    "tracks": {split: len(part.used) for split, part in parts.items()},
     "missing": {split: len(ids) for split, ids in missing.items()},
   }
 
@@ -302,11 +370,3 @@ def _label(described: Mapping[str, Any]) -> str:
   name = described.get("pretext", described["encoder"])
   # By "supervised" goes what is scored by its own head, of `finetune`.
   return "supervised (probed)" if name == "supervised" else name
-
-
-def _by_share(chosen: Sequence[Mapping]) -> dict[float, list[int]]:
-  """Returns the places of each share's draws."""
-  places: dict[float, list[int]] = {}
-  for place, one in enumerate(chosen):
-    places.setdefault(one["share"], []).append(place)
-  return places

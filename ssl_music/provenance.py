@@ -12,7 +12,8 @@ from ssl_music.errors import InputError
 # Of what `results.read_probe` gives.
 _KEPT = (
   *("name", "data", "benchmark", "as_published", "fingerprint", "tracks"),
-  *("missing", "seeds", "aggregation", "hidden", "test", "interval"),
+  *("missing", "seeds", "aggregation", "sounding", "hidden"),
+  *("test", "interval"),
 )
 
 

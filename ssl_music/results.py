@@ -12,6 +12,8 @@ import numpy as np
 from ssl_music.errors import InputError
 from ssl_music.metrics import METRICS
 
+# So many of the best and of the worst tags are printed.
+_SHOWN = 10
 # As people write them.
 TITLES = {
   "map_macro": "mAP (macro)",
@@ -50,9 +52,9 @@ def read_probe(folder: Path) -> dict[str, Any]:
   """Reads a probe's scores, checked, with its resamples.
 
   Returns:
-    what `read` does, with "name" and "shares" filled in where an older probe
-    left none, and "folder" and "resamples": {metric: float64 [R]}, or None
-    where `resamples.npz` is missing or damaged.
+    what `read` does, with "name", "shares" and "sounding" filled in where an
+    older probe left none, "folder", and "resamples": {metric: float64 [R]}, or
+    None where `resamples.npz` is missing or damaged.
 
   Raises:
     InputError: no scores, or not those of a probe.
@@ -60,6 +62,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
   scores = read(folder)
   try:
     scores.setdefault("name", Path(scores["encoder"]).name)
+    scores.setdefault("sounding", True)  # before there was a choice
     whole = {
       "share": 1.0,
       "tracks": scores["tracks"].get("train", 0),
@@ -115,6 +118,8 @@ def label(scores: Mapping[str, Any]) -> str:
   ways = ["teacher"] if scores.get("network") == "teacher" else []
   if scores.get("aggregation", "embeddings") != "embeddings":
     ways.append(f"mean of {scores['aggregation']}")
+  if scores.get("sounding"):
+    ways.append("sounding segments")
   if scores.get("hidden"):
     ways.append("hidden " + "-".join(map(str, scores["hidden"])))
   return scores["name"] + (f" ({', '.join(ways)})" if ways else "")
@@ -383,28 +388,43 @@ def missing_test(scores: Mapping[str, Any]) -> str:
   return f" ({missing} missing)" if missing else ""
 
 
+def averaging(scores: Mapping[str, Any]) -> str:
+  """Returns what stands for a track, in words."""
+  which = "sounding" if scores["sounding"] else "all"
+  return f"mean of {scores['aggregation']} over {which} segments"
+
+
 def by_tag(scores: Mapping[str, Any]) -> str:
-  """Returns scores as lines to print, tags by falling average precision."""
+  """Returns scores as lines to print, tags by falling average precision.
+
+  Of many tags only the `_SHOWN` best and worst.
+  """
   lines = [
     f"{scores['encoder']} on {data_name(scores)}:"
-    f" {scores['tracks']['test']} test tracks{missing_test(scores)}, mean of"
-    f" {scores['seeds']} probe seeds [95 % interval over tracks]"
+    f" {scores['tracks']['test']} test tracks{missing_test(scores)}"
+    f" ({averaging(scores)}), mean of {scores['seeds']} probe seeds [95 %"
+    " interval over tracks]"
   ]
   for name, value in scores["test"].items():
     low, high = scores["interval"][name]
     lines.append(f"  {name:15} {value:.3f} [{low:.3f}, {high:.3f}]")
+  tags = sorted(scores["per_tag"].items(), key=lambda item: -item[1]["ap"])
   width = max(map(len, scores["per_tag"]))
   lines.append(f"  {'tag':{width}}  {'AP':>5} {'AUC':>5} positives")
-  for tag, one in sorted(
-    scores["per_tag"].items(), key=lambda item: -item[1]["ap"]
-  ):
-    lines.append(
-      f"  {tag:{width}}  {one['ap']:.3f} {one['roc_auc']:.3f}"
-      f" {one['positives']:9d}"
-    )
+  rows = [
+    f"  {tag:{width}}  {one['ap']:.3f} {one['roc_auc']:.3f}"
+    f" {one['positives']:9d}"
+    for tag, one in tags
+  ]
+  if len(rows) > 2 * _SHOWN:
+    others = f"  ({len(rows) - 2 * _SHOWN} other tags are in scores.json)"
+    rows = [*rows[:_SHOWN], others, *rows[-_SHOWN:]]
+  lines += rows
   if scores["left_out"]:
+    some = ", ".join(scores["left_out"][:_SHOWN])
+    more = len(scores["left_out"]) - _SHOWN
     lines.append(
-      "  left out, without a positive or a negative in test:"
-      f" {', '.join(scores['left_out'])}"
+      f"  left out, without a positive or a negative in test: {some}"
+      + (f" and {more} more" if more > 0 else "")
     )
   return "\n".join(lines)

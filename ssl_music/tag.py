@@ -101,8 +101,7 @@ def tag_files(
           file = cut.pcm
           cut = cut._replace(pcm=np.memmap(file, "<i2", "r"))
           file.unlink()
-        vectors = encoder.embed_cut(cut)
-        yield path, encoder.tag_vectors(vectors[cut.sounding])
+        yield path, encoder.tag_vectors(encoder.embed_cut(cut), cut.sounding)
   except OSError as error:
     raise InputError(
       f"cannot write temporary files to {tempfile.gettempdir()}"

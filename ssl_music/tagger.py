@@ -4,6 +4,8 @@ A head is a dict:
   "tags": T names.
   "aggregation": what is averaged over a track's segments, one of
     `AGGREGATIONS`.
+  "sounding": whether only the sounding segments count, as in every head that an
+    earlier version of this package left.
   "mean", "inverse": float32 [D], by which embeddings are standardised: the
     training segments' mean, and one over their deviation.
   "layers": {"kernel": float32 [seeds, D, H], "bias": float32 [seeds, H]} each,
@@ -35,6 +37,7 @@ def save(folder: str | Path, head: Mapping[str, Any]) -> None:
   arrays = {name: head[name] for name in ("mean", "inverse")}
   arrays["tags"] = np.array(head["tags"], dtype=str)
   arrays["aggregation"] = np.array(head["aggregation"])
+  arrays["sounding"] = np.array(head["sounding"])
   for index, layer in enumerate(head["layers"]):
     arrays |= {f"{name}_{index}": array for name, array in layer.items()}
   partial = Path(folder) / "head.partial.npz"
@@ -59,6 +62,7 @@ def load(folder: str | Path) -> dict[str, Any]:
     return {
       "tags": arrays["tags"].tolist(),
       "aggregation": arrays["aggregation"].item(),
+      "sounding": bool(arrays.get("sounding", True)),
       "mean": arrays["mean"],
       "inverse": arrays["inverse"],
       "layers": [
@@ -78,7 +82,8 @@ def logits(head: Mapping[str, Any], vectors: np.ndarray) -> np.ndarray:
 
   Args:
     head: of `load`.
-    vectors: [N, D] finite embeddings of the track's segments, one or more.
+    vectors: [N, D] finite embeddings of the track's segments, one or more; the
+      sounding ones alone where the head says so.
 
   Raises:
     InputError: the head is for embeddings of another size.

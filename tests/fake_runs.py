@@ -63,6 +63,7 @@ def probe(
     "segments": {"train": 4000},
     "seeds": 3,
     "aggregation": "embeddings",
+    "sounding": False,
     "hidden": [],
     "test": scores[-1],
     "interval": intervals[-1],

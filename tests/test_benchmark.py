@@ -80,11 +80,13 @@ def test_settings_of_the_probes_are_kept(config, tmp_path):
   config.encoders = "mel,supervised"
   config.probe.cache_dir = "/scratch"
   config.probe.data.tags = "genre---"
+  config.probe.probe.sounding = True
   config.finetune.allow_missing = True
   probed, tuned = (job["config"] for job in benchmark.plan(config, tmp_path))
   assert probed.cache_dir == "/scratch"
   assert probed.data.tags == tuned.data.tags == "genre---"
   assert tuned.allow_missing and not probed.allow_missing
+  assert tuned.sounding
 
 
 def test_another_seed_adds_jobs_and_keeps_the_others(config, tmp_path):
@@ -118,8 +120,25 @@ def test_fields_of_a_task_and_steps_of_all(config, tmp_path):
   config.total_steps = 77
   assert set(steps().values()) == {(77, 0)}
   config.total_steps = 40
-  with pytest.raises(InputError, match="no more than its warm-up"):
+  with pytest.raises(InputError, match=r"lower --config\.warmup_steps, or"):
     benchmark.plan(config, tmp_path)
+
+
+def test_settings_of_all_pretrainings(config, tmp_path):
+  fields = {"total_steps": 30, "warmup_steps": 0, "save_every_steps": 15}
+  config.update(fields | {"batch": 16})
+  config.pretrain.byol.warmup_steps = 0
+  config.pretrain.byol.warmup_epochs = 2
+  for job in benchmark.plan(config, tmp_path):
+    if job["name"].startswith("pretrain/"):
+      found = job["config"]
+      assert found.warmup_epochs == 0
+      assert {field: found[field] for field in fields} == fields
+      assert found.batch == 16
+  for field, value in (("batch", 0), ("warmup_steps", -1)):
+    config.update(fields | {"batch": 16} | {field: value})
+    with pytest.raises(InputError, match=f"{field}={value} is too small"):
+      benchmark.plan(config, tmp_path)
 
 
 def test_the_paper_preset_is_that_of_all_its_parts():

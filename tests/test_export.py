@@ -60,6 +60,7 @@ def head(aggregation="embeddings", hidden=()):
   return {
     "tags": tiny.TAGS,
     "aggregation": aggregation,
+    "sounding": False,
     "mean": draw(16),
     "inverse": np.abs(draw(16)),
     "layers": layers,

@@ -21,6 +21,7 @@ from ssl_music import (
   finetune,
   optimizer,
   parallel,
+  probe,
   tagger,
   train,
   workdir,
@@ -88,7 +89,7 @@ def embeddings_by_track(config, networks, tracks):
   embed = jax.jit(lambda waveform: encoder.embed(settings, backbone, waveform))
   for track in range(len(tracks)):
     where = features.choose_segments(
-      tracks, config.data.seconds, None, among=[track]
+      tracks, config.data.seconds, None, among=[track], sounding=config.sounding
     )
     heard = [tracks.read(track, s * tiny.RATE // 10, samples) for _, s in where]
     # All calls of one size: 9 s have 9 segments at most.
@@ -220,7 +221,9 @@ def test_aggregation_of_segments(data_dir, monkeypatch, how):
     "batch_stats": {"backbone": {}, "head": stats},
   }
   tracks = Tracks("tiny", ("test",), data_dir)
-  where = features.choose_segments(tracks, config.data.seconds, None)
+  where = features.choose_segments(
+    tracks, config.data.seconds, None, sounding=False
+  )
   where = where[np.isin(where[:, 0], [1, 2, 5])]
   assert len(where) % 16  # the last batch is filled up
   mesh = parallel.make_mesh()
@@ -281,7 +284,7 @@ def test_the_backbones_rate_is_a_part_of_the_heads(data_dir, name):
 
 def test_broken_logits_have_no_score(data_dir):
   tracks = Tracks("tiny", ("validation",), data_dir)
-  scored = finetune.Scored(
+  scored = probe.Part(
     tracks, np.zeros((8, 2), int), np.arange(8), tracks.labels
   )
   logits = np.full((8, 3), math.nan)

@@ -13,7 +13,7 @@ import soundfile
 import tiny
 
 import ssl_music
-from ssl_music import checkpoint, probe
+from ssl_music import checkpoint, probe, tagger
 from ssl_music.data import audio
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
@@ -82,10 +82,11 @@ def test_a_tracks_mean_is_what_the_probe_had(runs, data_dir, encoder):
   rows = {row["id"]: row for row in tiny.tracks()}
   wave = tiny.waveform(rows[tracks.ids[0]])
   cut = encoder.cut(wave, RATE)
-  count = int(cut.sounding.sum())
+  assert cut.sounding.all()
+  count = len(cut.sounding)
   mean = encoder.embed(wave, RATE, mean=True)
   np.testing.assert_allclose(cached[:count].mean(0), mean, rtol=0.01, atol=0.01)
-  assert encoder.embed(wave, RATE).shape[0] >= count
+  assert encoder.embed(wave, RATE).shape[0] == count
 
 
 def test_the_hop_is_from_start_to_start(encoder, track):
@@ -108,6 +109,23 @@ def test_tags_are_the_probes(runs, data_dir, encoder):
     assert found.keys() == wanted.keys()
     for tag, value in found.items():
       assert value == pytest.approx(wanted[tag], abs=0.01)
+
+
+def test_a_head_says_which_segments_of_a_track_are_tagged(runs):
+  encoder = ssl_music.load(runs / "probe")
+  track = tiny.waveform(tiny.tracks()[0])
+  track[RATE : 3 * RATE] *= 1e-3
+  cut = encoder.cut(track, RATE)
+  assert cut.sounding.sum() == len(cut.sounding) - 2
+  vectors = encoder.embed_cut(cut)
+  found = []
+  for sounding in (False, True):
+    encoder.head["sounding"] = sounding
+    some = vectors[cut.sounding] if sounding else vectors
+    expected = tagger.apply(encoder.head, some)
+    found.append(encoder.tag(track, RATE))
+    assert list(found[-1].values()) == sorted(map(float, expected))[::-1]
+  assert found[0] != found[1]
 
 
 def test_a_head_meets_the_weights_that_it_was_trained_on(runs, data_dir):

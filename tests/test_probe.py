@@ -198,6 +198,11 @@ def test_a_study_of_few_labels(data_dir, tmp_path):
   config = tiny.probing(data_dir, encoder="mel")
   config.probe.shares, config.probe.draws = (1.0, 0.25), 2
   scores = probe.probe(config, tmp_path)
+  config.probe.shares = (1.0,)
+  alone = probe.probe(config, tmp_path / "alone")
+  for name in ("test", "interval", "by_seed", "per_tag"):
+    assert alone[name] == scores[name]
+  assert alone["chosen"] == [c for c in scores["chosen"] if c["share"] == 1]
   few, every = scores["shares"]
   assert (few["share"], few["tracks"]) == (0.25, 6)
   assert (every["share"], every["tracks"]) == (1.0, 24)
@@ -222,13 +227,49 @@ def test_a_study_of_few_labels(data_dir, tmp_path):
     head, logits = tagger.load(tmp_path), kept["logits"]
   # The head is the one that all labels gave, and makes the same of embeddings.
   (file,) = (tmp_path / "embeddings").glob("tiny-test-*.npy")
-  where = features.choose_segments(Tracks("tiny", ("test",), data_dir), 1, None)
+  test = Tracks("tiny", ("test",), data_dir)
+  where = features.choose_segments(test, 1, None, sounding=False)
   vectors = np.split(np.load(file), np.flatnonzero(np.diff(where[:, 0])) + 1)
   again = [tagger.logits(head, one) for one in vectors]
   np.testing.assert_allclose(np.swapaxes(again, 0, 1), logits, atol=1e-4)
   with np.load(tmp_path / "resamples.npz") as samples:
     assert samples["map_macro"].shape == (50,)
     assert samples["roc_auc_micro"].std() > 0
+
+
+def with_pause(track):
+  wave = tiny.waveform(track)
+  wave[tiny.RATE : 3 * tiny.RATE] *= 1e-3
+  return [wave]
+
+
+@pytest.mark.parametrize("sounding", [False, True])
+def test_which_segments_stand_for_a_test_track(tmp_path, sounding):
+  """All of them, as published, or the sounding ones; training has those."""
+  tiny.write(tmp_path, load=with_pause)
+  config = tiny.probing(tmp_path, encoder="mel")
+  assert config.probe.sounding is False
+  config.probe.sounding = sounding
+  scores = probe.probe(config, tmp_path / "run")
+  assert scores["sounding"] is sounding
+  which = "sounding" if sounding else "all"
+  assert f"over {which} segments" in results.by_tag(scores)
+  assert ("sounding" in results.label(scores)) == sounding
+  head = tagger.load(tmp_path / "run")
+  assert head["sounding"] is sounding
+  rows = {}
+  for split in probe.SPLITS:
+    (file,) = (tmp_path / "run" / "embeddings").glob(f"tiny-{split}-*.npy")
+    tracks = Tracks("tiny", (split,), tmp_path)
+    seconds = tracks.samples // tiny.RATE
+    rows[split] = np.load(file), seconds - 2 * (sounding or split == "train")
+    assert len(rows[split][0]) == rows[split][1].sum()
+  vectors = np.split(rows["test"][0], np.cumsum(rows["test"][1])[:-1])
+  expected = [tagger.logits(head, one) for one in vectors]
+  with np.load(tmp_path / "run" / "predictions.npz") as kept:
+    np.testing.assert_allclose(
+      kept["logits"], np.swapaxes(expected, 0, 1), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,25 @@ def test_only_settings_that_differ_are_listed():
     "head": {"a": [1, 2], "b": [1, 3]},
     "pretext.t": {"a": 0.1},
   }
+
+
+def test_of_many_tags_the_best_and_worst_are_printed():
+  def printed(tags):
+    per_tag = {
+      f"tag{n}": {"ap": 1 - n / 200, "roc_auc": 0.5, "positives": 1}
+      for n in range(tags)
+    }
+    left_out = [f"rare{n}" for n in range(tags)]
+    more = {"per_tag": per_tag, "left_out": left_out, "seeds": 3}
+    more |= {"aggregation": "embeddings", "sounding": False}
+    return results.by_tag(SCORES | more).splitlines()[6:]
+
+  lines = printed(101)
+  names = [line.split()[0] for line in lines[:-1]]
+  best, worst = range(10), range(91, 101)
+  assert names[:10] == [f"tag{n}" for n in best]
+  assert lines[10] == "  (81 other tags are in scores.json)"
+  assert names[11:] == [f"tag{n}" for n in worst]
+  assert lines[-1].endswith("rare9 and 91 more")
+  assert len(printed(20)) == 21
+  assert "other tags" not in "".join(printed(20))

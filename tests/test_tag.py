@@ -28,6 +28,7 @@ def probe(data_dir, tmp_path_factory):
     head = {
       "tags": ["a", "b, c", "genre---ü", "low"],
       "aggregation": "logits",
+      "sounding": False,
       "mean": np.zeros(16, np.float32),
       "inverse": np.ones(16, np.float32),
       "layers": [{"kernel": kernel, "bias": np.zeros((2, 4), np.float32)}],

@@ -17,6 +17,7 @@ def make_head(how="embeddings", hidden=(7,)):
     for a, b in itertools.pairwise(sizes)
   ]
   about = {"tags": ["a", "ü", "genre---c"], "aggregation": how}
+  about["sounding"] = False
   return about | {"mean": draw(5), "inverse": draw(5), "layers": layers}
 
 
@@ -55,6 +56,16 @@ def test_every_segment_and_seed_alone(how):
   values = tagger.apply(head, vectors)
   assert values.dtype == np.float32
   np.testing.assert_allclose(values, np.mean(by_seed, axis=0), rtol=1e-5)
+
+
+def test_a_head_says_which_segments_count(tmp_path):
+  for sounding in (False, True):
+    tagger.save(tmp_path, make_head() | {"sounding": sounding})
+    assert tagger.load(tmp_path)["sounding"] is sounding
+  with np.load(tmp_path / "head.npz") as found:
+    old = {name: found[name] for name in found if name != "sounding"}
+  np.savez(tmp_path / "head.npz", **old)
+  assert tagger.load(tmp_path)["sounding"] is True
 
 
 def test_certainty_is_a_number():

@@ -110,22 +110,25 @@ def draw_any(
   return starts[rng.integers(starts.size, size=count)]
 
 
-def grid(energy: np.ndarray, rms: float, length: int) -> np.ndarray:
-  """Returns the sounding ones of a track's consecutive segments.
+def grid(
+  energy: np.ndarray, rms: float, length: int, *, sounding: bool
+) -> np.ndarray:
+  """Returns a track's consecutive segments; a shorter rest is left out.
 
   Args:
     energy: mean square of each block, [blocks].
     rms: of the whole track.
     length: of a segment, in blocks.
+    sounding: leave out those that are not sounding.
 
   Returns:
-    starts, int64 [segments]. Where no whole segment of the grid is sounding
-    (all the energy lies in a rest too short for one) the loudest start of the
-    track alone; empty when the track is shorter than a segment.
+    starts, int64 [segments]. Where none is sounding (all the energy lies in the
+    rest), the loudest start of the track alone; empty when the track is shorter
+    than a segment.
   """
   loudness = segment_rms(energy, length)
-  if not loudness.size:
-    return np.zeros(0, np.int64)
   starts = np.arange(0, len(loudness), length)
-  starts = starts[loudness[starts] > SOUNDING * rms]
-  return starts if starts.size else np.array([loudness.argmax()])
+  if not sounding or not starts.size:
+    return starts
+  chosen = starts[loudness[starts] > SOUNDING * rms]
+  return chosen if chosen.size else np.array([loudness.argmax()])

@@ -1,4 +1,5 @@
 import collections
+import functools
 import itertools
 
 import numpy as np
@@ -90,7 +91,15 @@ def test_published_criterion():
 def test_grid_skips_silence_and_keeps_something():
   energy = np.repeat([1.0, 0.0, 1.0, 0.0], 4)
   rms = np.sqrt(energy.mean())
-  assert segments.grid(energy, rms, 4).tolist() == [0, 8]
+  grid = functools.partial(segments.grid, sounding=True)
+  assert grid(energy, rms, 4).tolist() == [0, 8]
   late = np.r_[np.zeros(8), 10.0]  # all energy in a rest of the grid
-  assert segments.grid(late, np.sqrt(late.mean()), 4).tolist() == [5]
-  assert segments.grid(energy[:3], rms, 4).size == 0
+  assert grid(late, np.sqrt(late.mean()), 4).tolist() == [5]
+  assert grid(energy[:3], rms, 4).size == 0
+
+
+def test_a_grid_of_all_segments_leaves_out_the_rest():
+  energy = np.repeat([0.0, 1.0, 0.0, 9.0], [4, 4, 4, 3])
+  for size, starts in ((15, [0, 4, 8]), (12, [0, 4, 8]), (4, [0]), (3, [])):
+    found = segments.grid(energy[:size], 1.0, 4, sounding=False)
+    assert found.tolist() == starts
