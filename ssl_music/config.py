@@ -259,10 +259,11 @@ def benchmark(preset: str = "laptop") -> ConfigDict:
   # Tasks and floors; "supervised" and "finetune-TASK" can be added.
   config.encoders = "contrastive,byol,clustering,barlow_twins,vicreg,random,mel"
   config.seeds = 1  # pre-trainings of each task, and random networks
-  config.total_steps = config_dict.placeholder(int)  # of all pre-trainings
-  config.warmup_steps = config_dict.placeholder(int)  # of all pre-trainings
-  config.save_every_steps = config_dict.placeholder(int)  # of all pre-trainings
-  config.batch = config_dict.placeholder(int)  # tracks, of all pre-trainings
+  # Of every pre-training; None: as its own config says.
+  config.total_steps = config_dict.placeholder(int)
+  config.warmup_steps = config_dict.placeholder(int)  # of every one, likewise
+  config.save_every_steps = config_dict.placeholder(int)  # likewise
+  config.batch = config_dict.placeholder(int)  # tracks, likewise
   config.data_dir = config_dict.placeholder(str)  # None: TFDS's default
   config.slurm = slurm()  # where --executor=slurm
   config.probe = probing(preset)
