@@ -58,6 +58,7 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     InputError: what is wrong with the config, the encoder or the data set.
     workdir.Stopped: a signal asked to stop; the state is saved.
   """
+  checkpoint.check_path(folder)
   folder, mesh = Path(folder), parallel.make_mesh()
   config, backbone, described = start_from_encoder(config)
   check(config, mesh)

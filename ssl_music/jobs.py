@@ -24,8 +24,8 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from ssl_music import checkpoint, interrupts, lock, workdir
 from ssl_music import config as defaults
-from ssl_music import interrupts, lock, workdir
 from ssl_music.data.tracks import find
 from ssl_music.errors import InputError
 
@@ -54,7 +54,11 @@ def job(
 
   Returns:
     a dict of these.
+
+  Raises:
+    InputError: no checkpoint could be read from such a folder.
   """
+  checkpoint.check_path(folder)
   return {
     "name": name,
     "run": run,

@@ -68,6 +68,7 @@ def train(
       run has diverged, or collapsed with `on_collapse` = "stop".
     workdir.Stopped: a signal asked to stop; the state is saved.
   """
+  checkpoint.check_path(folder)
   folder, settings = Path(folder), config.to_dict()
   mesh = parallel.make_mesh()
   check(config, mesh)

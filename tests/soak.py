@@ -41,7 +41,8 @@ from ssl_music import checkpoint
 
 def one_fault(run, name, rng):
   """Has one fault; returns what it counts, and what was wrong."""
-  wrong, before = [], max(saves(run), default=0)
+  wrong, saved = [], [0, 0, *saves(run)]
+  before = saved[-1]
   process, words = FAULTS[name](run, rng)
   try:
     process.wait(LIMIT)
@@ -72,10 +73,15 @@ def one_fault(run, name, rng):
   last = max(saves(run), default=0)
   if last < max(before, (reached - 1) // SAVE * SAVE - SAVE):
     wrong.append(f"step {reached} was reached, and {last} is saved")
-  if began not in (None, before):
-    wrong.append(f"it began at {began}, not at {before}")
-  if "unreadable" in said:  # as the sentence advises
-    shutil.rmtree(run["folder"] / "checkpoints" / str(last))
+  damaged = re.search(r"checkpoint \S+/(\d+) is damaged", said)
+  wanted = saved[-2] if damaged else before
+  if began not in (None, wanted):
+    wrong.append(f"it began at {began}, not at {wanted}")
+  if damaged:  # and may stay until its step is saved again
+    folder = run["folder"] / "checkpoints" / damaged[1]
+    shutil.rmtree(folder, ignore_errors=True)
+  if advice := re.search("delete|remove|throw away|new workdir", said):
+    wrong.append(f"it advises to {advice[0]} what need not go")
   if wrong:
     wrong.append(said[-3000:])
   count = {"due": int(not silent), "word": int(clear)}

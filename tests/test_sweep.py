@@ -66,6 +66,11 @@ def test_names_are_safe_for_files_and_differ(tmp_path):
   assert job["name"] == "data.name=a,optimizer.name=lars"
 
 
+def test_a_folder_that_could_not_be_read_back_is_refused(tmp_path):
+  with pytest.raises(InputError, match=r"has the character \*, and no"):
+    sweep.expand(contrastive({"seed": (0, 1)}), tmp_path / "all*")
+
+
 def test_a_task_brings_its_own_file_with_the_preset(tmp_path):
   config = contrastive({"pretext": ("contrastive", "clustering")}, "paper")
   with config.unlocked():

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 import signal
 
 import jax
@@ -104,6 +105,25 @@ def test_resumes_bit_for_bit(unbroken, tmp_path, monkeypatch, stop_after):
   assert {step: resumed[step] for step in kept if step > stop_after + 1} == {
     step: kept[step] for step in kept if step > stop_after + 1
   }
+
+
+def test_a_damaged_checkpoint_costs_its_own_steps_alone(unbroken, tmp_path):
+  config, folder, state = unbroken
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  saved = tmp_path / "checkpoints"
+  for file in (saved / "12").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")  # as a power cut leaves them
+  assert checkpoint.load(tmp_path)[0] < 12
+  assert_same(jax.device_get(train.train(config, tmp_path)), state)
+  assert losses(tmp_path)[12] == losses(folder)[12]
+  assert checkpoint.load(tmp_path)[0] == 12
+
+
+def test_a_path_that_could_not_be_read_back_is_refused(data_dir, tmp_path):
+  with pytest.raises(InputError, match=r"run\[1\] has the character \[, and"):
+    train.train(tiny.pretraining(data_dir), tmp_path / "run[1]")
+  assert not list(tmp_path.iterdir())
 
 
 def _fake_signals(answers):
