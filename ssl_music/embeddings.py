@@ -1,8 +1,8 @@
 """The embedding cache: what a frozen encoder makes of a data set, on disk.
 
-Embedding is the dear part of a probe, and every probe of an encoder needs the
-same embeddings. So each (encoder, data set, split) is embedded once, from the
-records straight into an array file, and read as a memory map from then on.
+Embedding is the expensive part of a probe, and all probes of an encoder need
+the same embeddings. So each (encoder, data set, split) is embedded once, from
+the records straight into an array file, and read as a memory map from then on.
 
 The file's name holds a hash of all that the array follows from: the encoder's
 identity (weights, settings and code, see `features.identify`), the length of a

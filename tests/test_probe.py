@@ -165,6 +165,15 @@ def test_chosen_segments_are_spread_over_the_track(data_dir):
     features.choose_segments(tracks, 30.0, None)
 
 
+def test_an_untrained_network_does_not_depend_on_the_batch(data_dir):
+  tracks = Tracks("tiny", ("train",), data_dir)
+  made = [
+    features.load_encoder(tiny.probing(data_dir, embed_batch=size), tracks)
+    for size in (16, 24)
+  ]
+  assert made[0].identity == made[1].identity
+
+
 @pytest.fixture
 def _small_backbone():
   with small.backbone():
