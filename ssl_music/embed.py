@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     InputError: what is wrong with the input, in one sentence.
   """
   options = _parser().parse_args(arguments)
-  from ssl_music import compiled, embed_files, pretrained
+  from ssl_music import embed_files, parallel, pretrained
 
-  compiled.keep()
+  parallel.start()
   paths = embed_files.find(options.sources)
   encoder = pretrained.load(
     options.encoder, options.checkpoint, options.network, batch=options.batch

@@ -10,10 +10,10 @@ import jax
 from ssl_music import (
   bundle,
   command_line,
-  compiled,
   interrupts,
   lock,
   model_card,
+  parallel,
   provenance,
   tagger,
   weights,
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     help="probes of it, for the model card (default: those that lie beside it)",
   )
   options = parser.parse_args(arguments)
-  compiled.keep()
+  parallel.start()
   with interrupts.unwinding():
     made = export(
       options.source,

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ssl_music import (
   config_help,
   hosts,
   jobs,
+  parallel,
   sweep,
   train,
   workdir,
@@ -109,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
       " is of one: give it a grid, config.sweep = defaults.grid({'seed': (0,)})"
     )
   hosts.start(*meeting)
+  parallel.start()
   return hosts.together(lambda: _run(config, folder))
 
 
@@ -124,7 +127,6 @@ def _run(config: ConfigDict, folder: str) -> int:
   first = alone or hosts.is_first()
   if not first:  # what there is to say, one says for all
     logging.set_verbosity(logging.ERROR)
-  compiled.keep()
   run = sweep.JOBS[config.job]
   if _PROFILE.value:
     run = functools.partial(train.train, profile=_PROFILE.value)
@@ -134,7 +136,22 @@ def _run(config: ConfigDict, folder: str) -> int:
     if first:
       print(stopped, file=sys.stderr)
     return stopped.code
+  if first and config.job == "pretrain":
+    print(f"saved in {folder}; next: {_next(config, folder)}", file=sys.stderr)
   return 0
+
+
+def _next(config: ConfigDict, folder: str) -> str:
+  """Returns the command that probes what was pre-trained."""
+  options = {
+    "--config": "configs/probe.py",
+    "--config.encoder": folder,
+    "--config.data.name": config.data.name.partition("+")[0],
+    "--config.data.data_dir": config.data.data_dir,
+    "--workdir": f"{folder.rstrip('/')}_probe",
+  }
+  words = [f"{name}={value}" for name, value in options.items() if value]
+  return shlex.join(["python", "-m", "ssl_music.main", *words])
 
 
 def _run_several(config: ConfigDict, folder: str) -> int:

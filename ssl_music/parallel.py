@@ -9,9 +9,34 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_music import compiled
 from ssl_music.errors import InputError
 
 AXIS = "batch"  # the name by which a step's collectives know the devices
+
+
+def start() -> list[jax.Device]:
+  """Starts jax with programs kept between runs; returns all devices.
+
+  Every command that computes calls it first: what comes later could blame a
+  file for a device that is not there.
+
+  Raises:
+    InputError: a kind of device was asked for that is not there.
+  """
+  compiled.keep()
+  asked = jax.config.jax_platforms
+  try:
+    return jax.devices()
+  except (AssertionError, RuntimeError) as error:  # jax has no type of its own
+    if not asked:
+      raise
+    why = str(error).partition(" (")[0].removesuffix(".")
+    raise InputError(
+      f"JAX_PLATFORMS={asked} asks for devices that jax does not find"
+      f"{f' ({why})' if why else ''}: unset it to compute on what there is, or"
+      " install the driver and jax for them (README, Presets and options)"
+    ) from error
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -86,9 +86,9 @@ def load_encoder(
   Raises:
     InputError: there is none, or it is another one.
   """
-  from ssl_music import compiled, pretrained
+  from ssl_music import parallel, pretrained
 
-  compiled.keep()
+  parallel.start()
   said = about["encoder"]
   where = path or said["encoder"]
   if path is None and not Path(where).exists():

@@ -1,9 +1,12 @@
 """Pre-training: the loop around the step."""
 
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import optax
@@ -76,31 +79,8 @@ def train(
     lambda: demo.ensure(config.data.name, config.data.data_dir)
   )
   tracks = Tracks(config.data.name, config.data.splits, config.data.data_dir)
-  task = PRETEXTS[config.pretext.name]
-  if task.labels:
-    tracks.keep_tags(
-      features.choose_tags(
-        config.data.name, tracks.tags, config.data.tags, option="data.tags"
-      )
-    )
-    settings["data"]["labels"] = list(tracks.tags)
-    settings["pretext"]["head"] = (*config.pretext.head, len(tracks.tags))
-  # Into the config that a resumed run must equal.
-  settings["data"]["fingerprint"] = data_fingerprint(tracks, task.labels)
-  workdir.check_alike(settings)
-  batches = pipeline.pretraining_batches(
-    tracks,
-    seconds=config.data.seconds,
-    gap=config.data.gap,
-    views=config.views,
-    short_views=config.short_views,
-    short_seconds=config.data.short_seconds,
-    labels=task.labels,
-    batch=config.batch,
-    seed=config.seed,
-    process=jax.process_index(),
-    processes=jax.process_count(),
-  )
+  _settle(settings, tracks)
+  batches = _batches(config, tracks)
   probed = evaluate is not None or bool(config.online.data)
   lengths = _lengths(config, steps_per_epoch=len(batches), probed=probed)
   rates = optimizer.learning_schedules(settings, lengths)
@@ -108,12 +88,20 @@ def train(
   updates = _make_optimizer(settings, rates)
   if evaluate is None and probed:
     evaluate = _online_probe(config, mesh)
+  devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+  _say(
+    f"{config.pretext.name} on {devices}: {lengths['total']} steps of"
+    f" {config.batch} of the {len(tracks.ids)} tracks of {config.data.name};"
+    " compiling …"
+  )
+  began = time.perf_counter()
   with explained():
     initial = step.init_state(settings, updates, backbone)
     state = parallel.replicate(initial, mesh)
     run_step = _compile(
       settings, step.map_train_step(settings, updates, rates, mesh), mesh, state
     )
+  _say(f"compiled in {time.perf_counter() - began:.0f} s")
   # From here on something is written.
   with (
     workdir.claim(folder, settings),
@@ -122,6 +110,8 @@ def train(
   ):
     state = checkpoint.restore(saved, state) or state
     first, total = int(state["step"]), lengths["total"]
+    if 0 < first < total:
+      _say(f"{folder} is at step {first} of {total}, and goes on from there")
     agree = hosts.agreement(mesh)
     source = pipeline.iterate(batches.repeat()[first:], config.data.workers)
     due = lambda name, done: lengths[name] and done % lengths[name] == 0
@@ -157,6 +147,55 @@ def train(
           raise workdir.Stopped(done, total, stop)
         log.stop_if_collapsed()
   return state
+
+
+def _say(text: str) -> None:
+  """Tells whoever waits; of several processes, one does."""
+  if hosts.is_first():
+    print(text, file=sys.stderr, flush=True)
+
+
+def _settle(settings: dict, tracks: Tracks) -> None:
+  """Puts what the data say into the config that a resumed run must equal.
+
+  Args:
+    settings: the config as a plain dict, which gets the data's fingerprint, and
+      of a task with labels their names and the head's last size.
+    tracks: to train on; of a task with labels, their tags become the config's.
+
+  Raises:
+    InputError: no such tags, or another process has other settings or data.
+  """
+  data, name = settings["data"], settings["pretext"]["name"]
+  labels = PRETEXTS[name].labels
+  if labels:
+    tracks.keep_tags(
+      features.choose_tags(
+        data["name"], tracks.tags, data["tags"], option="data.tags"
+      )
+    )
+    data["labels"] = list(tracks.tags)
+    head = settings["pretext"]["head"]
+    settings["pretext"]["head"] = (*head, len(tracks.tags))
+  data["fingerprint"] = data_fingerprint(tracks, labels)
+  workdir.check_alike(settings)
+
+
+def _batches(config: ConfigDict, tracks: Tracks) -> grain.MapDataset:
+  """Returns this process's rows of an epoch's batches."""
+  return pipeline.pretraining_batches(
+    tracks,
+    seconds=config.data.seconds,
+    gap=config.data.gap,
+    views=config.views,
+    short_views=config.short_views,
+    short_seconds=config.data.short_seconds,
+    labels=PRETEXTS[config.pretext.name].labels,
+    batch=config.batch,
+    seed=config.seed,
+    process=jax.process_index(),
+    processes=jax.process_count(),
+  )
 
 
 def data_fingerprint(tracks: Tracks, labels: bool) -> str:

@@ -84,15 +84,21 @@ def test_a_profile_is_of_some_steps_and_changes_nothing(unbroken, tmp_path):
   assert sorted(map(int, steps)) == [3, 4, 5]
 
 
-def test_a_finished_run_is_not_run_again(unbroken):
+def test_a_finished_run_is_not_run_again(unbroken, capsys):
   config, folder, state = unbroken
   before = (folder / "metrics.jsonl").read_text()
   assert_same(jax.device_get(train.train(config, folder)), state)
   assert (folder / "metrics.jsonl").read_text() == before
+  said = capsys.readouterr().err
+  assert "contrastive on 8 x cpu: 12 steps of 16 of the 24 tracks of" in said
+  assert "compiled in " in said
+  assert "goes on" not in said
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 9])
-def test_resumes_bit_for_bit(unbroken, tmp_path, monkeypatch, stop_after):
+def test_resumes_bit_for_bit(
+  unbroken, tmp_path, monkeypatch, capsys, stop_after
+):
   config, folder, state = unbroken
   request = iter([0] * (stop_after - 1) + [signal.SIGTERM])
   with monkeypatch.context() as patch:
@@ -100,6 +106,7 @@ def test_resumes_bit_for_bit(unbroken, tmp_path, monkeypatch, stop_after):
     with pytest.raises(workdir.Stopped, match=f"at step {stop_after} of 12"):
       train.train(config, tmp_path)
   assert_same(jax.device_get(train.train(config, tmp_path)), state)
+  assert f"is at step {stop_after} of 12" in capsys.readouterr().err
   kept = losses(folder)
   resumed = losses(tmp_path)
   assert {step: resumed[step] for step in kept if step > stop_after + 1} == {
