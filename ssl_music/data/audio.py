@@ -3,10 +3,10 @@
 Worker processes import this module, so it imports nothing heavy.
 """
 
+import contextlib
 import itertools
 import math
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+
+from ssl_music.data import containers, kinds, window
 
 SAMPLE_RATE = 16_000
 EXTENSIONS = (
@@ -55,8 +57,6 @@ _LONGEST_HOURS = 48
 _BLOCK = 1 << 19  # samples, of all channels together
 _SCALED = 1 << 15  # samples: what the processor's cache holds goes faster
 HELD = 65 * SAMPLE_RATE  # samples of a track that are held in memory
-# What a program writes into a wav header when it cannot seek back to it.
-_UNKNOWN_LENGTH = 0x7FFF_0000
 # What libsndfile says of a flac without a length; it cannot read all of it.
 _NO_LENGTH = 2**62
 _RATES = 4_000, 768_000  # Hz; anything else is a damaged header
@@ -91,22 +91,24 @@ def stream(
       installed. Whether all samples are finite, `normalise` and `decode` see.
   """
   path = Path(path)
-  resampler, seconds = None, 0.0
+  resampler, before, seconds = None, None, 0.0
+  rest = np.zeros(0, np.float32)
   for rate, block in _blocks(path, max_seconds):
     if not _RATES[0] <= rate <= _RATES[1]:
       raise AudioError(f"has an odd sample rate ({rate} Hz)")
     seconds += len(block) / rate
     if seconds > _LONGEST_HOURS * 3600:
       raise AudioError(f"longer than {_LONGEST_HOURS} hours")
-    if rate != sample_rate:
-      if resampler is None:
+    if rate != before:  # the first block, or joined files
+      if resampler is not None:
+        yield resampler.resample_chunk(rest, last=True)
+      resampler, before = None, rate
+      if rate != sample_rate:
         resampler = soxr.ResampleStream(
           rate, sample_rate, 1, dtype="float32", quality="HQ"
         )
-      block = resampler.resample_chunk(block)
-    yield block
+    yield block if resampler is None else resampler.resample_chunk(block)
   if resampler is not None:
-    rest = np.zeros(0, np.float32)
     yield resampler.resample_chunk(rest, last=True)
 
 
@@ -266,105 +268,124 @@ def _blocks(
     if about.st_size == 0:
       raise AudioError("the file is empty")
     path.open("rb").close()  # tells better than the decoders why it cannot be
-    if path.suffix.lower() in AV_EXTENSIONS:
-      yield from _av_audio(path).read(path, max_seconds)
-    else:
-      yield from _read(path, max_seconds)
+    parts, kind = containers.parts(path)
+    if kind is None:
+      known = path.suffix.lower() in AV_EXTENSIONS
+      kind = kinds.Kind("this", kinds.PYAV if known else kinds.SNDFILE)
+    if kind.reader == kinds.OTHER:
+      raise AudioError(f"is {kind.name}, not audio")
+    by_av = kind.reader == kinds.PYAV
+    read = _av_audio(path, kind).read if by_av else _read
+    left = math.inf if max_seconds is None else max_seconds
+    for part in parts:  # which may have rates of their own
+      for rate, block in read(path, part, left):
+        left -= len(block) / rate
+        yield rate, block
+      if left < 1 / _RATES[1]:
+        break
   except OSError as error:
     raise AudioError(f"unreadable ({error.strerror})") from error
 
 
-def _av_audio(path: Path):
+def _av_audio(path: Path, kind: kinds.Kind):
   try:
     # Here, since PyAV is optional and takes 0.2 s to import.
     from ssl_music.data import av_audio
   except ImportError as error:
+    name = path.suffix.lower()
+    if name not in AV_EXTENSIONS:
+      name = f"is {kind.name}, which"
     raise AudioError(
-      f"{path.suffix.lower()} needs PyAV: pip install 'ssl_music[av]'"
+      f"{name} needs PyAV: pip install 'ssl_music[av]'"
     ) from error
   return av_audio
 
 
 def _read(
-  path: Path, max_seconds: float | None
+  path: Path, part: window.Part, max_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """As `_blocks`, by libsndfile."""
+  """As `_blocks`, of a part, by libsndfile."""
+  with _opened(path, part) as file:
+    yield from _read_file(file, part, max_seconds)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, part: window.Part) -> Iterator[soundfile.SoundFile]:
+  if part.plain:
+    with _sound_file(os.fsencode(path)) as file:
+      if part.frames is None or file.frames >= part.frames:
+        yield file
+        return
+  with path.open("rb") as whole:
+    seen = window.Window(whole, part)
+    try:
+      with _sound_file(seen) as file:
+        yield file
+    finally:
+      if seen.error:
+        raise seen.error
+
+
+def _sound_file(source: bytes | window.Window) -> soundfile.SoundFile:
   try:
-    file = soundfile.SoundFile(os.fsencode(path))
+    return soundfile.SoundFile(source)
   except soundfile.LibsndfileError as error:
     detail = error.error_string.rstrip(".")
     if "not a regular file" in detail:  # said of any mp3 without a frame
       detail = "no audio found in it"
     raise AudioError(f"undecodable ({detail})") from error
-  with file:
-    if file.frames >= _NO_LENGTH:
-      raise AudioError("its header gives no length (encode it again)")
-    rate, read = file.samplerate, 0
-    # Averaging copies, so that one block of memory, which the system need not
-    # fetch again, serves all of the file.
-    size = max(_BLOCK // file.channels, 1)
-    many = file.channels > 1
-    memory = np.empty((size, file.channels), np.float32) if many else None
-    limit = None if max_seconds is None else int(max_seconds * rate)
-    while limit is None or read < limit:
-      frames = size if limit is None else min(size, limit - read)
-      try:
-        block = file.read(frames, "float32", always_2d=True, out=memory)
-      except soundfile.LibsndfileError as error:  # what a cut flac ends with
-        raise AudioError(
-          f"truncated or damaged (decoding failed between {read} and"
-          f" {read + frames} of its {file.frames} frames)"
-        ) from error
-      read += len(block)
-      if len(block):
-        yield rate, average(block)
-      if len(block) < frames:  # the end; asking again would seek, which costs
-        break
-    wanted = _promised(file, path)
-  if wanted is None:
-    return
-  if limit is None or read < limit:
-    check_whole(read / rate, wanted / rate)
 
 
-def check_whole(seconds: float, wanted: float) -> None:
-  """Raises AudioError where fewer seconds were read than were promised."""
+def _read_file(
+  file: soundfile.SoundFile, part: window.Part, max_seconds: float
+) -> Iterator[tuple[int, np.ndarray]]:
+  if file.frames >= _NO_LENGTH:
+    raise AudioError("its header gives no length (encode it again)")
+  rate, read = file.samplerate, 0
+  # Averaging copies, so that one block of memory, which the system need not
+  # fetch again, serves all of the file.
+  size = max(_BLOCK // file.channels, 1)
+  many = file.channels > 1
+  memory = np.empty((size, file.channels), np.float32) if many else None
+  limit = max_seconds * rate
+  while read + 1 <= limit:
+    frames = int(min(size, limit - read))
+    try:
+      block = file.read(frames, "float32", always_2d=True, out=memory)
+    except soundfile.LibsndfileError as error:  # what a cut flac ends with
+      raise AudioError(
+        f"truncated or damaged (decoding failed between {read} and"
+        f" {read + frames} of its {file.frames} frames)"
+      ) from error
+    read += len(block)
+    if len(block):
+      yield rate, average(block)
+    if len(block) < frames:  # the end; asking again would seek, which costs
+      wanted = file.frames
+      if part.frames is not None:  # of such a file, libsndfile but guesses
+        wanted = min(wanted, part.frames)
+      check_whole(part, read / rate, wanted / rate)
+      return
+
+
+def check_whole(
+  part: window.Part, seconds: float, wanted: float | None
+) -> None:
+  """Raises AudioError where a part has less than it should.
+
+  Args:
+    part: that was read to its end.
+    seconds: that were read.
+    wanted: seconds that the decoder promised, or None.
+  """
+  if part.share is None:
+    raise AudioError(
+      f"truncated (ends after {seconds:.1f} s, without the last page of an Ogg"
+      " stream)"
+    )
+  wanted = max(wanted or 0.0, seconds / part.share)
   if seconds < wanted - TRUNCATION_TOLERANCE:
     raise AudioError(
       f"truncated ({seconds:.1f} s of the {wanted:.1f} s that its header"
       " promises)"
     )
-
-
-def _promised(file: soundfile.SoundFile, path: Path) -> int | None:
-  """Returns the frames that the header promises; None if it promises none.
-
-  libsndfile corrects the length of a cut wav or aiff to what is there and
-  notes the declared size in its log; of an mp3 without a Xing, Info or VBRI
-  header it only guesses the length from the bit rate of the first frame.
-  """
-  if file.format in ("WAV", "WAVEX", "AIFF", "RF64", "W64"):
-    cut = re.search(
-      r"(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", file.extra_info
-    )
-    if cut is None:
-      return file.frames
-    declared, present = int(cut[1]), int(cut[2])
-    if declared >= _UNKNOWN_LENGTH or present <= 0:
-      return None
-    return round(file.frames * declared / present)
-  if file.format == "MP3" and not _mp3_has_length(path):
-    return None
-  return file.frames
-
-
-def _mp3_has_length(path: Path) -> bool:
-  with path.open("rb") as file:
-    head = file.read(10)
-    if head[:3] == b"ID3" and len(head) == 10:  # size: 4 bytes of 7 bits
-      size = (head[6] << 21) + (head[7] << 14) + (head[8] << 7) + head[9]
-      file.seek(10 + size)
-    else:
-      file.seek(0)
-    frame = file.read(256)
-  return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

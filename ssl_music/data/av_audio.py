@@ -10,12 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ssl_music.data import audio
+from ssl_music.data import audio, window
 
 # libav looks at the content, not at the name, and knows formats that lead it to
 # other files and to the network, such as playlists: only these are let in.
 _OPTIONS = {
-  "format_whitelist": "mov,matroska,asf,aac,ape,wv,tta,mpc,mpc8",
+  "format_whitelist": "mov,matroska,asf,aac,ape,wv,tta,mpc,mpc8,ogg",
   "protocol_whitelist": "file",
 }
 # For others libav may have guessed the length from the bit rate.
@@ -26,13 +26,14 @@ _MICROSECOND = 1e-6
 
 
 def read(
-  path: Path, max_seconds: float | None
+  path: Path, part: window.Part, max_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Decodes the first audio stream of a file.
+  """Decodes the first audio stream of a part of a file.
 
   Args:
     path: a container or stream that libav reads.
-    max_seconds: read no more than this from the start; None reads all.
+    part: of it.
+    max_seconds: read no more than this from the start.
 
   Yields:
     (rate in Hz, always the same; float32 [frames], the channels' average).
@@ -41,11 +42,12 @@ def read(
     AudioError: the file is undecodable, damaged, truncated (ends before the
       time that its header promises) or has no audio stream.
   """
+  # With the protocol: a colon in the name would be taken for one.
+  source = f"file:{path}"
+  if not part.plain:
+    source = window.Window(path.open("rb"), part)
   try:
-    # With the protocol, lest a colon in the name is taken for one.
-    container = av.open(
-      f"file:{path}", options=_OPTIONS, metadata_errors="replace"
-    )
+    container = av.open(source, options=_OPTIONS, metadata_errors="replace")
   except av.FFmpegError as error:
     raise audio.AudioError(f"undecodable ({error.strerror})") from error
   with container:
@@ -55,7 +57,7 @@ def read(
     if stream.codec_context is None:
       raise audio.AudioError("undecodable (its codec is unknown or encrypted)")
     try:
-      yield from _decode(container, stream, max_seconds)
+      yield from _decode(container, stream, part, max_seconds)
     except (ArithmeticError, RuntimeError, ValueError) as error:
       raise audio.AudioError(f"undecodable ({error})") from error
 
@@ -63,7 +65,8 @@ def read(
 def _decode(
   container: av.container.InputContainer,
   stream: av.AudioStream,
-  max_seconds: float | None,
+  part: window.Part,
+  max_seconds: float,
 ) -> Iterator[tuple[int, np.ndarray]]:
   promised, of_file = _promised(container, stream)
   rate, seen, end = None, 0, 0.0
@@ -80,17 +83,17 @@ def _decode(
         if frame.sample_rate != rate:
           raise audio.AudioError("damaged (its sample rate changes)")
         mono = _mono(frame)
-        if max_seconds is not None:
-          mono = mono[: int(max_seconds * rate) - seen]
-        parts.append(mono)
-        seen += len(mono)
-        held += len(mono)
+        left = max_seconds * rate - seen
+        parts.append(mono if len(mono) <= left else mono[: int(left)])
+        seen += len(parts[-1])
+        held += len(parts[-1])
         if held >= _BLOCK:
           yield rate, np.concatenate(parts)
           parts, held = [], 0
-      if rate and max_seconds is not None and seen >= int(max_seconds * rate):
-        promised = None  # what comes behind does not matter
-        break
+      if rate and max_seconds * rate - seen < 1:
+        break  # what comes behind does not matter
+    else:
+      audio.check_whole(part, end, promised)
   except av.FFmpegError as error:
     raise audio.AudioError(
       f"truncated or damaged (decoding failed after {seen / (rate or 1):.1f} s:"
@@ -98,8 +101,6 @@ def _decode(
     ) from error
   if parts:
     yield rate, np.concatenate(parts)
-  if promised is not None:
-    audio.check_whole(end, promised)
 
 
 def _promised(

@@ -112,17 +112,6 @@ def test_wav_of_unknown_length_is_whole(tmp_path):
   assert len(audio.decode(path)) == 3 * RATE
 
 
-def test_flac_of_unknown_length_is_told(tmp_path):
-  path = tmp_path / "a.flac"  # as written by a program that cannot seek
-  soundfile.write(path, tone(), RATE)
-  data = bytearray(path.read_bytes())
-  data[21] &= 0xF0  # 36 bits of STREAMINFO
-  data[22:26] = bytes(4)
-  path.write_bytes(data)
-  with pytest.raises(audio.AudioError, match="gives no length"):
-    audio.decode(path)
-
-
 def test_odd_sample_rates_are_told(tmp_path):
   soundfile.write(tmp_path / "a.wav", tone(), 100)
   with pytest.raises(audio.AudioError, match="odd sample rate"):
@@ -162,7 +151,7 @@ def test_id3_tag_does_not_hide_a_cut(tmp_path):
 
 @pytest.mark.parametrize(
   ("content", "reason"),
-  [(b"", "empty"), (b"no audio " * 500, "undecodable")],
+  [(b"", "empty"), (b"no \0udio " * 500, "undecodable")],
 )
 @pytest.mark.parametrize("kind", FORMATS)
 def test_files_without_audio(tmp_path, kind, content, reason):

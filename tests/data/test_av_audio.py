@@ -148,7 +148,7 @@ def test_video_without_sound(tmp_path):
 
 @pytest.mark.parametrize("kind", audio.AV_EXTENSIONS)
 def test_files_without_audio(tmp_path, kind, capfd):
-  (tmp_path / f"a{kind}").write_bytes(b"no audio " * 500)
+  (tmp_path / f"a{kind}").write_bytes(b"no \0udio " * 500)
   with pytest.raises(audio.AudioError, match="undecodable"):
     audio.decode(tmp_path / f"a{kind}")
   (tmp_path / f"a{kind}").write_bytes(b"")
@@ -159,12 +159,13 @@ def test_files_without_audio(tmp_path, kind, capfd):
 
 def test_a_playlist_leads_nowhere(folder, tmp_path):
   os.link(folder / "a.aac", tmp_path / "a.aac")
-  for text in (
-    "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\na.aac\n#EXT-X-ENDLIST\n",
-    "ffconcat version 1.0\nfile a.aac\n",
+  for text, said in (
+    ("#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\na.aac\n", "a playlist"),
+    ("\0#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\na.aac\n", "undecodable"),
+    ("ffconcat version 1.0\nfile a.aac\n", "a text file"),
   ):
     (tmp_path / "list.m4a").write_text(text)
-    with pytest.raises(audio.AudioError, match="undecodable"):
+    with pytest.raises(audio.AudioError, match=said):
       audio.decode(tmp_path / "list.m4a")
 
 
@@ -173,6 +174,14 @@ def test_any_file_name(folder, tmp_path, monkeypatch):
   for name in ("http:a b.m4a", "ünï%20d#?.M4A", os.fsdecode(b"\xff\xfe.m4a")):
     os.link(folder / "a.m4a", name)
     assert audio.decode(name, max_seconds=1).any()
+
+
+def test_joined_files_are_as_long_as_their_parts(folder, tmp_path):
+  for name in ("a.m4a", "a.mov", "a.aac", "a.wma", "a.tta"):
+    data = (folder / name).read_bytes()
+    (tmp_path / name).write_bytes(data + data)
+    alone = len(audio.decode(folder / name))
+    assert len(audio.decode(tmp_path / name)) == pytest.approx(2 * alone, abs=2)
 
 
 def test_without_pyav_it_is_told_what_to_do(folder, monkeypatch):

@@ -1,0 +1,190 @@
+"""The frames of an MP3: where they are, and how many.
+
+MPEG-1, 2 and 2.5 audio, layer III (ISO/IEC 11172-3 and 13818-3). Its first
+frame may hold no sound but the number of the others ("Xing" or "Info", "VBRI");
+that number may be wrong, and without it libsndfile guesses a length.
+"""
+
+import itertools
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ssl_music.data.window import BLOCK, File, Part, skip_tags
+
+
+class _Stream(NamedTuple):
+  """What does not change from frame to frame."""
+
+  version: int  # 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5
+  rate: int  # Hz
+  mono: bool = False
+
+  @property
+  def samples(self) -> int:
+    """Of a frame."""
+    return 1152 if self.version == 3 else 576
+
+
+class _Info(NamedTuple):
+  """A first frame that tells of the others.
+
+  Attributes:
+    start: of it, in the file.
+    head: the frame.
+    at: where the head has the number of frames, or None.
+    frames: that number.
+    bytes: of all frames, or None.
+  """
+
+  start: int
+  head: bytes
+  at: int | None
+  frames: int | None
+  bytes: int | None
+
+
+def _make_frames() -> dict[bytes, tuple[int, _Stream]]:
+  """Returns {a header's first three bytes: (bytes of the frame, stream)}."""
+  kilobits = {
+    3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+  }
+  rates = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000)}
+  kilobits[0], rates[0] = kilobits[2], tuple(rate // 2 for rate in rates[2])
+  table = {}
+  for version, at_rate in itertools.product((3, 2, 0), range(3)):
+    stream = _Stream(version, rates[version][at_rate])
+    for index, kilobit in enumerate(kilobits[version], 1):
+      length = stream.samples // 8 * 1000 * kilobit // stream.rate
+      for checked, padding, private in itertools.product(range(2), repeat=3):
+        second = 0xE0 | version << 3 | 2 | checked
+        third = index << 4 | at_rate << 2 | padding << 1 | private
+        table[bytes((0xFF, second, third))] = length + padding, stream
+  return table
+
+
+_FRAMES = _make_frames()
+_INFO_SIGNS = (b"Xing", b"Info", b"VBRI")
+_LOST = 1 << 16  # bytes that are looked through for a next frame
+
+
+def split(file: File, at: int) -> Iterator[Part]:
+  """Splits joined streams, leaves out tags, and counts frames."""
+  found: list[tuple[_Stream, _Info | None, list, int]] = []
+  while True:
+    clear = skip_tags(file, at)
+    frame = _next_frame(file, clear)
+    if frame is None:
+      break
+    at, stream = frame
+    info = _info(file, at, stream)
+    if info or not found or found[-1][0] != stream:
+      found.append((stream, info, [], 0))
+      clear = at = at + len(info.head) if info else at
+    at, count = _walk(file, at, stream)
+    _, info, ranges, before = found[-1]
+    found[-1] = stream, info, ranges, before + count
+    if ranges and ranges[-1][1] == clear:
+      clear = ranges.pop()[0]
+    if clear < at:
+      ranges.append((clear, at))
+  found = [one for one in found if one[-1]]
+  for stream, info, ranges, count in found:
+    plain = len(found) == len(ranges) == 1
+    yield _part(stream, info, ranges, count, plain)
+
+
+def _part(
+  stream: _Stream,
+  info: _Info | None,
+  ranges: list[tuple[int, int]],
+  count: int,
+  plain: bool,
+) -> Part:
+  """Returns a part with a head that tells how many frames there are."""
+  ranges = tuple(ranges)
+  if info is None or info.frames is None:
+    return Part(ranges, plain=plain, frames=count * stream.samples)
+  length = len(info.head) + sum(stop - start for start, stop in ranges)
+  cut = count < info.frames and not (info.bytes and info.bytes <= length)
+  if info.at is None:
+    share = count / info.frames if cut else 1.0
+    return Part(ranges, plain=plain, frames=count * stream.samples, share=share)
+  head = bytearray(info.head)
+  if not cut:  # of a cut one, the decoder tells what is missing
+    struct.pack_into(">I", head, info.at, count)
+    if info.bytes is not None:
+      struct.pack_into(">I", head, info.at + 4, length)
+  return Part(ranges, bytes(head), plain and (cut or count == info.frames))
+
+
+def _side(stream: _Stream) -> int:
+  """Returns where a frame's samples begin, and a first frame's numbers."""
+  if stream.version == 3:
+    return 4 + (17 if stream.mono else 32)
+  return 4 + (9 if stream.mono else 17)
+
+
+def _info(file: File, at: int, stream: _Stream) -> _Info | None:
+  """Returns a frame that tells of the others, or None if it has sound."""
+  size, _ = _FRAMES[file.at(at, 3)]
+  head = file.at(at, size)
+  if head[36:40] == b"VBRI" and len(head) >= 54:
+    length, frames = struct.unpack_from(">II", head, 46)
+    return _Info(at, head, None, frames, length)
+  for side in (_side(stream), _side(stream) + 2):  # behind a checksum
+    if head[side : side + 4] in (b"Xing", b"Info") and len(head) >= side + 16:
+      flags, frames, length = struct.unpack_from(">III", head, side + 4)
+      if not flags & 1:
+        return _Info(at, head, None, None, None)
+      return _Info(at, head, side + 8, frames, length if flags & 2 else None)
+  return None
+
+
+def _stream(file: File, at: int) -> tuple[int, _Stream | None]:
+  """Returns (bytes of the frame at a place, its stream or None)."""
+  head = file.at(at, 4)
+  size, stream = _FRAMES.get(head[:3], (0, None))
+  if stream is None or len(head) < 4 or at + size > file.size:
+    return 0, None
+  return size, stream._replace(mono=head[3] >= 0xC0)
+
+
+def _next_frame(file: File, at: int) -> tuple[int, _Stream] | None:
+  """Returns (start, stream) of the next frame that has another behind it."""
+  last = at + _LOST
+  while at < min(last, file.size):
+    size, stream = _stream(file, at)
+    behind = at + size
+    if stream and (
+      behind == file.size
+      or _stream(file, behind)[1] == stream
+      or skip_tags(file, behind) > behind
+    ):
+      return at, stream
+    at = file.find(b"\xff", at + 1)
+  return None
+
+
+def _walk(file: File, at: int, stream: _Stream) -> tuple[int, int]:
+  """Returns (stop, number) of the frames of a stream from a place on."""
+  count, mono = 0, stream.mono
+  stream = _FRAMES[file.at(at, 3)][1] if file.at(at, 3) in _FRAMES else None
+  while True:
+    block = file.at(at, BLOCK)
+    informed = any(sign in block for sign in _INFO_SIGNS)
+    here, last = 0, min(len(block), file.size - at) - 4
+    while here <= last:
+      size, same = _FRAMES.get(block[here : here + 3], (0, None))
+      if same is not stream or (block[here + 3] >= 0xC0) is not mono:
+        return at + here, count
+      if here + size > len(block) or (
+        informed and _info(file, at + here, stream._replace(mono=mono))
+      ):
+        break
+      here += size
+      count += 1
+    if here == 0 or at + here >= file.size:
+      return at + here, count
+    at += here
