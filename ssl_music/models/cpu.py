@@ -6,8 +6,11 @@ when it is compiled, by what it is compiled for; both give the same numbers up
 to rounding.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Most terms that XLA sums at once on a CPU. A longer sum becomes a tree of
 # windows, whose inner loop is not vectorised: 20 times slower, and less exact.
@@ -70,3 +73,79 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
   """`product` as `nn.Dense` calls it."""
   del dimension_numbers, precision  # the last axis of x, the first of kernel
   return product(x, kernel)
+
+
+def power_spectrum(
+  samples: jax.Array, window: np.ndarray, hop: int, bins: slice
+) -> jax.Array:
+  """Squares the magnitudes of the short-time Fourier transform.
+
+  Args:
+    samples: [..., samples], as many as the window or more; float64 is computed
+      in float64, all else in float32.
+    window: [n_fft], even about its middle, and 0 at its beginning.
+    hop: distance between two frames in samples.
+    bins: of the frequencies from 0 to n_fft // 2, those wanted.
+
+  Returns:
+    [..., frames, bins], of all frames that lie within the samples.
+  """
+  given = {"window": window, "hop": hop, "bins": bins}
+  return jax.lax.platform_dependent(
+    samples,
+    cpu=functools.partial(_by_fft, **given),
+    default=functools.partial(_by_product, **given),
+  )
+
+
+def _by_fft(samples, *, window, hop, bins):
+  # 64 segments of 4 s take 64 ms on two cores, mel and logarithm included, and
+  # 165 ms by a product, 111 ms by the two below.
+  frames = _frames(samples, len(window), hop, len(window))
+  spectrum = jnp.fft.rfft(frames * jnp.asarray(window, frames.dtype))
+  spectrum = spectrum[..., bins]
+  return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+
+def _by_product(samples, *, window, hop, bins):
+  """Multiplies the frames' even and odd halves by cosines and by sines.
+
+  Half the operations of one product with both. At the highest precision: with
+  three passes of bfloat16 (`HIGH`), bands between two pure tones are off by up
+  to 0.2 dB, with one by 37 dB.
+  """
+  half = len(window) // 2
+  # x[n] and x[-n] share a weight, for n from 1 to the middle, its own partner.
+  ahead = _frames(samples[..., 1:], len(window) - 1, hop, half)
+  behind = _frames(samples[..., half:], half, hop, half)[..., ::-1]
+  turns = np.outer(np.arange(1, half + 1), np.arange(half + 1)[bins]) / half
+  weights = window[1 : half + 1, None] * np.exp(1j * np.pi * turns)
+  weights[-1] /= 2
+  parts = ((ahead + behind, weights.real), (ahead - behind, weights.imag))
+  real, imaginary = (
+    jnp.matmul(
+      part,
+      jnp.asarray(weight, part.dtype),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    for part, weight in parts
+  )
+  return jnp.square(real) + jnp.square(imaginary)
+
+
+def _frames(x: jax.Array, room: int, hop: int, length: int) -> jax.Array:
+  """Cuts frames, [..., frames, length], of which each has `room` samples.
+
+  The samples are cut into pieces of one hop, and a frame is a row of
+  neighbouring pieces. That takes slices and at most one concatenation, where
+  indexing would take a gather (slow, and its gradient a scatter).
+  """
+  count = 1 + (x.shape[-1] - room) // hop
+  pieces = -(-length // hop)
+  size = (count + pieces - 1) * hop
+  missing = max(0, size - x.shape[-1])
+  x = jnp.pad(x[..., :size], [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+  x = x.reshape(*x.shape[:-1], -1, hop)
+  rows = [x[..., first : first + count, :] for first in range(pieces)]
+  frames = jnp.concatenate(rows, axis=-1)[..., :length]
+  return frames.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -2,11 +2,12 @@
 
 import functools
 
+import golden
 import jax
 import numpy as np
 import pytest
 
-from ssl_music.models import cpu
+from ssl_music.models import cpu, frontend
 
 
 @pytest.fixture(params=["cpu", "default"], autouse=True)
@@ -39,3 +40,23 @@ def test_product_has_the_derivative_of_a_product(outputs):
   close(y, x @ kernel)
   close(to_x, back @ kernel.T)
   close(to_kernel, np.einsum("abi,abo->io", x, back))
+
+
+@pytest.mark.parametrize(
+  ("size", "hop", "bins"),
+  [(8, 4, slice(1, 4)), (64, 16, slice(33)), (16, 16, slice(9))],
+)
+def test_power_spectrum(size, hop, bins):
+  samples = np.random.default_rng(0).standard_normal((2, 3, 200))
+  window = frontend.hann_window(size)
+  frames = np.lib.stride_tricks.sliding_window_view(samples, size, axis=-1)
+  spectrum = np.fft.rfft(frames[..., ::hop, :] * window)
+  power = cpu.power_spectrum(samples.astype(np.float32), window, hop, bins)
+  expected = np.abs(spectrum[..., bins]) ** 2
+  np.testing.assert_allclose(power, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_log_mel_agrees_with_the_published_front_end():
+  spectrogram = frontend.log_mel(golden.wave())
+  expected = golden.models()["logmel"]
+  assert golden.relative_error(spectrogram, expected) < 1e-5
