@@ -11,7 +11,7 @@ from ssl_music.errors import InputError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
-_MORE_FILES = "allow more open files with `ulimit -n`"
+MORE_FILES = "allow more open files with `ulimit -n`"
 
 
 def write(file: str | os.PathLike, content: str | bytes) -> None:
@@ -101,7 +101,7 @@ def readable(file: str | os.PathLike, advice: str) -> Iterator[None]:
     if error.errno in _FORBIDDEN:
       advice = "make it readable"
     elif error.errno in _TOO_MANY:
-      advice = _MORE_FILES
+      advice = MORE_FILES
     raise InputError(
       f"cannot read {file} ({error.strerror or error}): {advice}"
     ) from error
@@ -114,5 +114,5 @@ def _help(number: int | None) -> str:
   if number in _FORBIDDEN:
     return "make it writable"
   if number in _TOO_MANY:
-    return _MORE_FILES
+    return MORE_FILES
   return "check that folder and its disk"

@@ -19,6 +19,7 @@ from ssl_music.data import audio, cuts, files, workers
 from ssl_music.data.segments import BLOCK
 from ssl_music.errors import InputError
 from ssl_music.pretrained import Encoder
+from ssl_music.text import utf8
 from ssl_music.vector_parts import PARTIAL, Track, Writer
 
 
@@ -260,8 +261,8 @@ def _file(path: str) -> File:
   try:
     about = Path(path).stat()
   except OSError:  # whose reason decoding tells
-    return File(path, files.printable(path), 0, 0)
-  return File(path, files.printable(path), about.st_size, about.st_mtime_ns)
+    return File(path, utf8(path), 0, 0)
+  return File(path, utf8(path), about.st_size, about.st_mtime_ns)
 
 
 class _Progress:

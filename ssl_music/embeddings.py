@@ -40,7 +40,7 @@ from jax.sharding import Mesh
 from ssl_music import features, lock
 from ssl_music.data import pipeline
 from ssl_music.data.segments import BLOCK
-from ssl_music.data.tracks import Tracks, find
+from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError
 
 DTYPE = np.dtype("<f2")
@@ -123,7 +123,7 @@ def describe(
     "dtype": DTYPE.name,
     "encoder": frozen.identity,
     "blocks": pipeline.blocks(frozen.seconds),
-    "data": data_identity(tracks),
+    "data": tracks.fingerprint(),
     "segments": hashlib.sha256(order.tobytes()).hexdigest(),
   }
   key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
@@ -138,32 +138,6 @@ def describe(
     "segments": len(order),
     "dtype": DTYPE.name,
   }
-
-
-def data_identity(tracks: Tracks) -> str:
-  """Returns a hash of the tracks' audio and order, without reading audio.
-
-  It is of the tables, of the energies of every 0.1 s of audio, and of the
-  records' sizes; where the data set lies does not count.
-
-  Args:
-    tracks: of one or several data sets.
-
-  Returns:
-    a SHA-256 in hexadecimal.
-  """
-  digest = hashlib.sha256()
-  digest.update(json.dumps([tracks.ids, tracks.splits]).encode())
-  data_dir = tracks.folder.parent.parent
-  for name in tracks.name.split("+"):
-    folder = find(name, data_dir)
-    for table in ("tracks.csv", "energy.f32"):
-      with (folder / table).open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    shards = sorted(folder.glob("*.array_record*"))
-    sizes = [(shard.name, shard.stat().st_size) for shard in shards]
-    digest.update(json.dumps(sizes).encode())
-  return digest.hexdigest()
 
 
 def _read(file: Path, about: Mapping[str, Any]) -> np.ndarray | None:

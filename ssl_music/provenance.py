@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_music import results, train, workdir
+from ssl_music import results, workdir
 from ssl_music.data import audio
-from ssl_music.data.tracks import Tracks
+from ssl_music.data.tracks import Tracks, same_data
 from ssl_music.errors import InputError
 
 # Of what `results.read_probe` gives.
@@ -105,8 +105,8 @@ def _data_sets(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     whole = Tracks(data["name"], data["splits"], folder)
     if labels is not None:
       whole.keep_tags([whole.tags.index(tag) for tag in labels])
-    now = train.data_fingerprint(whole, labels is not None)
-    same = now == data["fingerprint"]
+    now = whole.fingerprint(labels=labels is not None)
+    same = same_data(data["fingerprint"], now)
     parts = {name: _samples(name, data["splits"], folder) for name in names}
   except (InputError, KeyError, OSError, ValueError):
     same = False  # gone, or damaged: the card says that it is not known

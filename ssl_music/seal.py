@@ -47,7 +47,7 @@ def close(
   """
   files = {name: measure(folder / name) for name in names}
   files |= {name: measure(folder / name, head=True) for name in heads}
-  _store(folder, files)
+  _store(folder, files, new=files)
 
 
 def put(folder: Path, name: str, content: str | bytes, advice: str) -> None:
@@ -82,15 +82,14 @@ def add(
   """
   before = _load(folder, f"restore that file, or {advice}")
   files = {n: entry for n, entry in (before or {}).items() if n not in forget}
-  files |= {name: measure(folder / name) for name in names}
-  if files != before:
-    _store(folder, files)
+  new = {name: measure(folder / name) for name in names}
+  if files | new != before:
+    _store(folder, files | new, new)
 
 
 def measure(file: Path, *, head: bool = False) -> dict[str, Any]:
   """Returns what the seal holds of a file, in the memory of a block."""
   with file.open("rb") as opened:
-    os.fsync(opened.fileno())
     size = os.fstat(opened.fileno()).st_size
     if head:
       return {"bytes": size, "head": zlib.crc32(opened.read(HEAD))}
@@ -102,6 +101,7 @@ class Sealed:
   """A folder whose files are verified as they are read, as far as sealed.
 
   Attributes:
+    folder: of the files.
     files: {name: of `measure`}; {} in a folder made before there were seals.
   """
 
@@ -117,7 +117,7 @@ class Sealed:
     Raises:
       InputError: a file is missing or damaged.
     """
-    self._folder, self._advice = folder, f"restore that file, or {advice}"
+    self.folder, self._advice = folder, f"restore that file, or {advice}"
     files = _load(folder, self._advice)
     if files is None and marker and _is_marked(folder / marker):
       raise InputError(f"{folder / NAME} is missing: {self._advice}")
@@ -128,7 +128,7 @@ class Sealed:
         size = os.fstat(opened.fileno()).st_size
         if size != entry["bytes"]:
           said = f"{size} bytes instead of {entry['bytes']}"
-          raise _damaged(file, said, self._advice)
+          raise self.damaged(name, said)
         if "head" in entry and zlib.crc32(opened.read(HEAD)) != entry["head"]:
           raise _damaged(
             file, "it is not the one that was sealed", self._advice
@@ -140,11 +140,23 @@ class Sealed:
     Raises:
       InputError: it is missing or damaged.
     """
-    file = self._folder / name
+    file = self.folder / name
     with disk.readable(file, self._advice):
       content = file.read_bytes()
     Verified(file, content, self.files.get(name), self._advice).check()
     return content
+
+  def json(self, name: str, kind: Any) -> Any:
+    """Returns what a JSON file holds, verified and of a kind of `typed.parse`.
+
+    Raises:
+      InputError: it is missing, damaged or of another kind.
+    """
+    return typed.parse(self.read(name), kind, self.folder / name, self._advice)
+
+  def damaged(self, name: str, how: str) -> InputError:
+    """Returns the error that tells what is wrong with a file."""
+    return _damaged(self.folder / name, how, self._advice)
 
   def map(self, name: str, dtype: npt.DTypeLike = np.uint8) -> "Verified":
     """Maps a file, of which each block is verified when it is first read.
@@ -152,7 +164,7 @@ class Sealed:
     Raises:
       InputError: it is missing.
     """
-    file = self._folder / name
+    file = self.folder / name
     with disk.readable(file, self._advice):
       # A view of a memmap is slow to make, of an array quick.
       empty = not file.stat().st_size  # nothing to map
@@ -213,7 +225,9 @@ class Verified:
       self._whole[index] = True
 
 
-def _store(folder: Path, files: Mapping[str, Any]) -> None:
+def _store(folder: Path, files: Mapping[str, Any], new: Iterable[str]) -> None:
+  for name in new:  # on the disk before the seal that tells of them
+    disk.sync(folder / name)
   content = {"files": files, "crc32": _checksum(files)}
   disk.write(folder / NAME, json.dumps(content) + "\n")
 

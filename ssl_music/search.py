@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ssl_music import command_line
-from ssl_music.data.files import printable
 from ssl_music.errors import InputError, report
+from ssl_music.text import printable, utf8
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,7 +168,7 @@ def search(
 
 
 def _same(file: str, other: str) -> bool:
-  if printable(os.path.abspath(file)) == other:  # noqa: PTH100 (no links read)
+  if utf8(os.path.abspath(file)) == other:  # noqa: PTH100 (no links read)
     return True
   try:
     return os.path.samefile(file, other)  # noqa: PTH121 (str in, bool out)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ssl_music import command_line
 from ssl_music.errors import InputError, report
+from ssl_music.text import utf8
 
 Tags = dict[str, float]
 
@@ -33,7 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
   """
   options = _parser().parse_args(arguments)
   from ssl_music import embed_files, parallel, pretrained
-  from ssl_music.data import files
 
   parallel.start()
   paths = embed_files.find(options.sources)
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
   with _opened(options.out) as file:
     write = FORMATS[options.format](file)
     for path, tags in tag_files(encoder, paths):
-      name = files.printable(path)
+      name = utf8(path)
       if isinstance(tags, str):
         failed[name] = tags
       else:

@@ -27,7 +27,6 @@ from ssl_music import (
 from ssl_music.augment import resolve
 from ssl_music.config import check_numbers, duration
 from ssl_music.data import audio, demo, pipeline
-from ssl_music.data.plans import fingerprint
 from ssl_music.data.tracks import Tracks
 from ssl_music.errors import InputError, explained
 from ssl_music.log import Log
@@ -177,7 +176,7 @@ def _settle(settings: dict, tracks: Tracks) -> None:
     data["labels"] = list(tracks.tags)
     head = settings["pretext"]["head"]
     settings["pretext"]["head"] = (*head, len(tracks.tags))
-  data["fingerprint"] = data_fingerprint(tracks, labels)
+  data["fingerprint"] = tracks.fingerprint(labels=labels)
   workdir.check_alike(settings)
 
 
@@ -196,18 +195,6 @@ def _batches(config: ConfigDict, tracks: Tracks) -> grain.MapDataset:
     process=jax.process_index(),
     processes=jax.process_count(),
   )
-
-
-def data_fingerprint(tracks: Tracks, labels: bool) -> str:
-  """Returns a hash of all of a run's tracks that its numbers depend on.
-
-  Args:
-    tracks: that it trains on.
-    labels: whether the task learns them.
-  """
-  rows = [tracks.splits, tracks.ids, map(str, tracks.samples)]
-  rows += [map(str, tracks.labels.tolist())] if labels else []
-  return fingerprint(zip(*rows, strict=True), ())
 
 
 def _make_optimizer(

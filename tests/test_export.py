@@ -24,7 +24,6 @@ from ssl_music import (
   model_card,
   provenance,
   tagger,
-  train,
   verify_export,
   weights,
 )
@@ -76,9 +75,7 @@ def runs(data_dir, tmp_path_factory):
   tracks = Tracks("tiny", ("train", "unlabelled"), data_dir)
   change(
     folder / "pretrained" / "config.json",
-    lambda config: config["data"].update(
-      fingerprint=train.data_fingerprint(tracks, False)
-    ),
+    lambda config: config["data"].update(fingerprint=tracks.fingerprint()),
   )
   config = tiny.probing(data_dir, encoder=str(folder / "pretrained"))
   fake_runs.probe(folder / "probe", "contrastive", data="tiny")

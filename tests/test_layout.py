@@ -11,7 +11,7 @@ ROOMS = (
   {"interrupts"},
   {"compiled", "errors", "lock", "metrics", "progress", "unpickler"},
   {"command_line", "randomness"},
-  {"disk", "typed"},
+  {"disk", "text", "typed"},
   {"seal"},
   {"tagger", "vectors", "neighbours"},
   {"results", "published", "page", "drawing", "vector_parts"},

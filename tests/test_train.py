@@ -70,7 +70,7 @@ def test_leaves_metrics_events_and_checkpoints(unbroken):
   assert entries[-1]["loss"] < entries[0]["loss"]
   assert list(folder.glob("events*"))
   saved = workdir.read_config(folder)
-  assert len(saved["data"].pop("fingerprint")) == 12
+  assert len(saved["data"].pop("fingerprint")) == 29
   assert saved == json.loads(json.dumps(config.to_dict()))
 
 
@@ -183,6 +183,39 @@ def test_changed_data_are_noticed(unbroken, tmp_path):
   tiny.write(tmp_path, rows=tiny.tracks()[:20])
   with pytest.raises(InputError, match=r"another config \(data.fingerprint"):
     train.train(tiny.pretraining(tmp_path), folder)
+
+
+def _louder(track):
+  return [tiny.waveform(track) * 1.01]
+
+
+def test_other_audio_of_the_same_names_and_lengths_is_noticed(
+  unbroken, tmp_path
+):
+  _, folder, _ = unbroken
+  tiny.write(tmp_path, load=_louder)
+  with pytest.raises(InputError, match=r"another config \(data.fingerprint"):
+    train.train(tiny.pretraining(tmp_path), folder)
+
+
+def test_a_run_that_knows_but_its_tracks_is_resumed(unbroken, tmp_path):
+  """As versions before have written it, whose fingerprint held no audio."""
+  config, folder, state = unbroken
+  shutil.copytree(folder, tmp_path / "run")
+  file = tmp_path / "run" / "config.json"
+  saved = json.loads(file.read_text())
+  whole = saved["data"]["fingerprint"]
+  saved["data"]["fingerprint"] = whole.partition("-")[0]
+  file.write_text(json.dumps(saved))
+  assert_same(jax.device_get(train.train(config, tmp_path / "run")), state)
+  recipes = {
+    workdir.recipe(workdir.read_config(f)) for f in (folder, file.parent)
+  }
+  assert len(recipes) == 1
+  saved["data"]["fingerprint"] = "0123456789ab"
+  file.write_text(json.dumps(saved))
+  with pytest.raises(InputError, match=r"another config \(data.fingerprint"):
+    train.train(config, tmp_path / "run")
 
 
 def test_a_busy_workdir_is_refused(unbroken):

@@ -1,16 +1,18 @@
 """Parts of a data set written by an engine: Dataflow, Spark, Flink, by Beam.
 
-An engine's workers and this process share the folder of the data set. What a
-worker needs for a part lies there as a file, what it makes goes there too, and
-only the files' names pass through the engine: its pipelines are small, however
-many tracks there are. What is made of the parts is made as ever, see `writer`.
+An engine's workers and this process share the folder of the data set. A part's
+tracks lie there as JSON, what a worker makes of them goes there too, and only
+the files' names and how to write a part pass through the engine: its pipelines
+are small, however many tracks there are. What becomes of the parts, see
+`finish`.
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
+import json
 import logging
-import pickle
 import shlex
 import sys
 import time
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_music import disk, typed
 from ssl_music.data import parts, workers
 from ssl_music.errors import InputError, Resumable
 
@@ -51,7 +54,7 @@ def runner(name: str, options: Sequence[str] = ()) -> workers.Run:
     missing = [part for part in every if write.finished(part) is None]
     todo = [_put_down(write, part) for part in missing]
     if todo:
-      _run(start, todo, name)
+      _run(functools.partial(start, write), todo, name)
     deadline = time.monotonic() + LATENESS
     for part in every:
       yield part, _wait(write, part, deadline, name)
@@ -59,19 +62,21 @@ def runner(name: str, options: Sequence[str] = ()) -> workers.Run:
   return run
 
 
-def write_part(file: str) -> None:
+def write_part(file: str, write: parts.Write) -> None:
   """Writes one part, on a worker of the engine.
 
   In a process of its own, since a file may crash its decoder, and the engine
   would try the whole part again and then give the job up.
 
   Args:
-    file: of `_put_down`.
+    file: of `_put_down`, as JSON.
+    write: what the engine has brought along, as it has this function.
 
   Raises:
+    InputError: the file is damaged.
     OSError: the folder cannot be read or written.
   """
-  write, part = pickle.loads(Path(file).read_bytes())
+  part = typed.read(file, parts.PART, "run the same command again")
   with workers.pool(1) as run:
     [(_, done)] = run(write, [part])
   if isinstance(done, str):
@@ -81,7 +86,7 @@ def write_part(file: str) -> None:
 def _put_down(write: parts.Write, part: dict[str, Any]) -> str:
   file = write.folder / f"{part['number']:05}.todo"
   tracks = [_absolute(track) for track in part["tracks"]]
-  file.write_bytes(pickle.dumps((write, part | {"tracks": tracks})))
+  disk.write(file, json.dumps(part | {"tracks": tracks}))
   return str(file)
 
 
@@ -125,12 +130,12 @@ def _starter(name: str, options: Sequence[str]) -> Callable:
   types = flags.view_as(pipeline_options.TypeOptions)
   types.allow_unsafe_triggers = True
 
-  def start(files: Sequence[str]) -> Any:
+  def start(write: parts.Write, files: Sequence[str]) -> Any:
     pipeline = beam.Pipeline(runner=engine, options=flags)
     named = pipeline | "parts" >> beam.Create(files)
     # Without it, a worker would get all of them.
     spread = named | "spread" >> beam.Reshuffle()
-    _ = spread | "write" >> beam.Map(write_part)
+    _ = spread | "write" >> beam.Map(write_part, write)
     return pipeline.run()
 
   return start

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_music.data import audio
 from ssl_music.errors import InputError
+from ssl_music.text import printable
 
 
 def find_audio(source: str | os.PathLike) -> list[str]:
@@ -24,14 +25,14 @@ def find_audio(source: str | os.PathLike) -> list[str]:
     raise InputError(f"no folder {source}: give one with --source")
   known = audio.EXTENSIONS + audio.AV_EXTENSIONS
   found, seen = [], set()
-  for folder, inner, names in os.walk(source, True, _warn, True):
+  for folder, inner, files in os.walk(source, True, _warn, True):
     real = os.path.realpath(folder)
     if real in seen:  # a link that leads back
       inner.clear()
       continue
     seen.add(real)
     inner.sort()  # of several links to a folder, the first by name counts
-    for file in names:
+    for file in files:
       extension = os.path.splitext(file)[1].lower()  # noqa: PTH122 ("" of ".mp3")
       if extension in known and not file.startswith("._"):
         found.append(os.path.relpath(os.path.join(folder, file), source))  # noqa: PTH118
@@ -40,7 +41,8 @@ def find_audio(source: str | os.PathLike) -> list[str]:
 
 def _warn(error: OSError) -> None:
   print(
-    f"warning: passed over folder {error.filename} ({error.strerror})",
+    f"warning: passed over folder {printable(error.filename)}"
+    f" ({error.strerror})",
     file=sys.stderr,
   )
 
@@ -74,8 +76,3 @@ def by_stem(
     if stem not in found or order < found[stem][0]:
       found[stem] = (order, path)
   return {stem: path for stem, (_, path) in found.items()}
-
-
-def printable(path: str) -> str:
-  """Returns a name that UTF-8 can hold; other bytes become escapes."""
-  return path.encode("utf-8", "backslashreplace").decode()

@@ -9,6 +9,7 @@ import numpy as np
 from ssl_music.data import audio, files, plans, tables
 from ssl_music.data.plans import SPLITS
 from ssl_music.errors import InputError
+from ssl_music.text import utf8
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 _SPLIT_NAMES = {
@@ -70,8 +71,8 @@ def plan(
     row = labelled.get(path, {"split": "unlabelled", "tags": [], "artist": ""})
     tracks.append(
       {
-        "id": files.printable(path),
-        "path": files.printable(path),
+        "id": utf8(path),
+        "path": utf8(path),
         "file": str(source / path),
         **row,
       }

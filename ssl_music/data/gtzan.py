@@ -28,6 +28,7 @@ from pathlib import Path
 
 from ssl_music.data import files, folder, plans
 from ssl_music.errors import InputError
+from ssl_music.text import utf8
 
 # The field's names as they are: there is one kind of tag only.
 GENRES = [
@@ -152,7 +153,7 @@ def plan(
     rows.append(
       {
         "id": track,
-        "path": files.printable(str(inside / (path or f"{genre}/{track}.au"))),
+        "path": utf8(str(inside / (path or f"{genre}/{track}.au"))),
         "file": None if path is None else str(root / path),
         "split": name,
         "tags": [genre],
@@ -236,7 +237,7 @@ def _notes(paths: list[str], by_id: dict[str, str]) -> list[str]:
   if strange:
     notes.append(
       "Audio files that are no excerpts of GTZAN, and not taken:"
-      f" {len(strange)}, such as {files.printable(strange[0])}."
+      f" {len(strange)}, such as {utf8(strange[0])}."
     )
   copies = len(paths) - len(strange) - len(by_id)
   if copies:

@@ -46,6 +46,7 @@ import numpy as np
 from ssl_music.data import files, folder, plans
 from ssl_music.data import magnatagatune_tables as tables
 from ssl_music.errors import InputError
+from ssl_music.text import utf8
 
 ANNOTATIONS = "annotations_final.csv"
 CLIP_INFO = "clip_info_final.csv"
@@ -142,7 +143,7 @@ def plan(
     rows.append(
       {
         "id": clips.ids[index],
-        "path": files.printable(path or clips.paths[index]),
+        "path": utf8(path or clips.paths[index]),
         "file": str(source / path) if path else None,
         "split": part,
         "tags": [vocabulary[tag] for tag in np.flatnonzero(labels[index])],

@@ -48,6 +48,7 @@ from pathlib import Path
 from ssl_music.data import audio, files, folder, plans, tables
 from ssl_music.data import million_song_splits as splits
 from ssl_music.errors import InputError
+from ssl_music.text import utf8
 
 _CITATION = """@inproceedings{bertinmahieux2011million,
   author = {Bertin-Mahieux, Thierry and Ellis, Daniel P. W. and Whitman, Brian
@@ -129,7 +130,7 @@ def plan(
     tracks.append(
       {
         "id": msd_id,
-        "path": files.printable(path),
+        "path": utf8(path),
         "file": str(source / path) if path in there else None,
         "split": part,
         "tags": names,

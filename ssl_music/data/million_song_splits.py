@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssl_music.data import files, pickles, plans, tables
+from ssl_music.data import pickles, plans, tables
 from ssl_music.data.million_song_tags import LASTFM_TAGS
 from ssl_music.errors import InputError
+from ssl_music.text import utf8
 
 LASTFM = {"train": 201_680, "validation": 11_774, "test": 28_435}
 CHOI = {"train": 201_680, "validation": 12_634, "test": 28_540}
@@ -230,7 +231,7 @@ def read_own(path: Path, tags_path: Path | None) -> Split:
   stem = re.sub("[^a-z0-9]+", "_", path.stem.lower()).strip("_") or "own"
   return Split(
     name=f"million_song_{stem}",
-    title=f"Million Song, split of {files.printable(path.name)}",
+    title=f"Million Song, split of {utf8(path.name)}",
     tags=tags,
     tracks=found,
     published=None,

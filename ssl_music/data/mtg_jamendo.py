@@ -49,6 +49,7 @@ from pathlib import Path
 
 from ssl_music.data import files, folder, plans, tables
 from ssl_music.errors import InputError
+from ssl_music.text import utf8
 
 SPLITS = range(5)
 # Where the audio is looked for; where most of it is counts. The download script
@@ -387,9 +388,7 @@ def _find_files(
   for track, file in best:
     inside = file.is_relative_to(source)
     track["file"] = str(file)
-    track["path"] = files.printable(
-      str(file.relative_to(source if inside else root))
-    )
+    track["path"] = utf8(str(file.relative_to(source if inside else root)))
   if best:
     return f"{len(best):,} of {len(tracks):,} tracks have audio, in {place}"
   return (

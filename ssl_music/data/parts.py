@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ssl_music import disk, typed
 from ssl_music.data import plans, ready, shards, workers
 from ssl_music.data.shards import CHUNK
+from ssl_music.errors import InputError
 
 ABSENT = "no such file"
 DONE = ".done"  # a file for each part that grows by a byte with each track
@@ -25,6 +27,15 @@ FINISHED = ".json"  # what `Write` returns of a part, once it is whole
 # Of one file a part: all of them are open while a data set is read, pooled with
 # others perhaps, and a process may open but 1,024 by default, or 256.
 _MOST_PARTS = 128
+PART = {"number": int, "split": str, "tracks": [dict]}  # see `divide`
+_DONE = {
+  "shard": {"path": str, "records": int, "bytes": int},
+  "file": str,
+  "energy": str,
+  "sizes": [int],
+  "rows": [{"track": int, "row": int, "samples": int, "rms": float}],
+  "skipped": [list],
+}
 
 
 def divide(tracks: Sequence[dict]) -> list[dict[str, Any]]:
@@ -98,11 +109,11 @@ class Write:
     """Returns what was written of a part before, here or elsewhere, if all."""
     path = self.folder / f"{part['number']:05}"
     try:
-      done = json.loads(path.with_suffix(FINISHED).read_text())
-      done["shard"] = shards.Shard(*done["shard"])
+      done = typed.read(path.with_suffix(FINISHED), _DONE)
+      done["shard"] = shards.Shard(**done["shard"])
       sizes = [Path(done[f]).stat().st_size for f in ("file", "energy")]
       return done if sizes == done["sizes"] else None
-    except (OSError, ValueError):
+    except (OSError, InputError):
       return None
 
   def _write(
@@ -145,7 +156,10 @@ class Write:
       done = {"shard": shard, "file": shard.path, "energy": str(energy)}
       done["sizes"] = [Path(done[f]).stat().st_size for f in ("file", "energy")]
       done |= {"rows": rows, "skipped": skipped}
-      own.with_suffix(FINISHED).write_text(json.dumps(done))
+      for name in ("file", "energy"):  # before what tells of them
+        disk.sync(Path(done[name]))
+      text = json.dumps(done | {"shard": shard._asdict()})
+      own.with_suffix(FINISHED).write_text(text)
       own.with_suffix(FINISHED).rename(path.with_suffix(FINISHED))
     return done
 

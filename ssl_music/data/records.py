@@ -3,17 +3,22 @@
 TFDS's own builders collect a split in memory and, over 1 GB of it, need
 TensorFlow for their temporary files; its sequential writer streams, but into
 one process and with a fixed compression. So worker processes write shards, and
-`complete` makes a data set of them.
+`write_metadata` makes a data set of them.
 """
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf import message
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ssl_music import disk
 from ssl_music.data.shards import Shard
 from ssl_music.errors import InputError
 
@@ -40,47 +45,61 @@ def features(tags: Sequence[str]) -> tfds.features.FeaturesDict:
   return tfds.features.FeaturesDict(found)
 
 
-def complete(
+def shard_name(name: str, split: str, index: int) -> str:
+  """Returns what TFDS calls a shard of a data set."""
+  return f"{name}-{split}.array_record-{index:05}"
+
+
+def write_metadata(
   folder: Path,
   info: tfds.core.DatasetInfo,
   shards: Mapping[str, Sequence[Shard]],
 ) -> None:
-  """Makes a TFDS data set of shards: moves them and writes the metadata.
+  """Makes a folder of shards a TFDS data set.
 
   Args:
-    folder: of the data set.
+    folder: with the shards, called as `shard_name` says.
     info: with its name, version and features.
-    shards: {split: its shards, in order}; empty ones are left out.
+    shards: {split: its shards, in order, none empty}.
 
   Raises:
-    OSError: a file cannot be moved or written.
+    OSError: a file cannot be written.
   """
   info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-  splits = []
-  for split, every in shards.items():
-    filled = [shard for shard in every if shard.records]
-    template = tfds.core.ShardedFileTemplate(
-      data_dir=folder,
-      dataset_name=info.name,
-      split=split,
-      filetype_suffix="array_record",
-      template=_TEMPLATE,
+  splits = [
+    tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=[shard.records for shard in every],
+      num_bytes=sum(shard.bytes for shard in every),
+      filename_template=tfds.core.ShardedFileTemplate(
+        data_dir=folder,
+        dataset_name=info.name,
+        split=split,
+        filetype_suffix="array_record",
+        template=_TEMPLATE,
+      ),
     )
-    for index, shard in enumerate(filled):
-      path = template.sharded_filepath(shard_index=index, num_shards=None)
-      Path(shard.path).rename(path)
-    splits.append(
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[shard.records for shard in filled],
-        num_bytes=sum(shard.bytes for shard in filled),
-        filename_template=template,
-      )
-    )
-  info.set_splits(
-    tfds.core.SplitDict([split for split in splits if split.shard_lengths])
-  )
+    for split, every in shards.items()
+    if every
+  ]
+  info.set_splits(tfds.core.SplitDict(splits))
   info.write_to_directory(folder)
+
+
+class Source(NamedTuple):
+  """A shard to read, as ArrayRecord wants it told.
+
+  Attributes:
+    filename: of the shard.
+    skip: records to pass over.
+    take: records to read.
+    examples_in_shard: records in all.
+  """
+
+  filename: str
+  skip: int
+  take: int
+  examples_in_shard: int
 
 
 class Reader:
@@ -90,43 +109,58 @@ class Reader:
   and safe to share between threads.
   """
 
-  def __init__(self, folder: Path, split: str):
-    """Looks a split's shards up.
+  def __init__(self, shards: Sequence[tuple[Path, int]], advice: str):
+    """Opens nothing yet.
 
     Args:
-      folder: of a data set with its metadata.
-      split: the name of one of its splits.
+      shards: (file, its records) in order.
+      advice: what to do about a damaged file, for messages.
     """
-    info = tfds.builder_from_directory(folder).info
-    self._files = info.splits[split].file_instructions
+    self._files = [
+      Source(os.fspath(file), 0, count, count) for file, count in shards
+    ]
     self._source = ArrayRecordDataSource(self._files)
+    self._advice = advice
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def __call__(self, record: int) -> np.ndarray:
+  def __call__(self, record: int, track: str, chunk: int) -> np.ndarray:
     """Returns a record's audio, int16 [samples], not writable.
 
+    Args:
+      record: its index.
+      track: the id of the track that it must be of.
+      chunk: which of the track's records it must be.
+
     Raises:
-      InputError: its file is damaged or missing.
+      InputError: its file is missing, damaged, or in another one's place.
     """
     # One by one: for so few, asking for all at once only starts threads.
     try:
-      return decode(self._source[record])
-    except (IndexError, OSError, RuntimeError, ValueError) as error:
+      example = tf_example_pb2.Example.FromString(self._source[record])
+      features = example.features.feature
+      name = features["id"].bytes_list.value[0].decode()
+      place = features["chunk"].int64_list.value[0]
+      if (name, place) == (track, chunk):
+        return np.frombuffer(features["audio"].bytes_list.value[0], "<i2")
+      reason = f"it is {place} of track {name!a}, not {chunk} of {track!a}"
+    except (
+      message.DecodeError,
+      IndexError,
+      OSError,
+      RuntimeError,
+      ValueError,
+    ) as error:
       reason = str(error).split("\n")[0]
-      raise InputError(
-        f"cannot read record {record} from {self._file(record)} ({reason}):"
-        " restore that file, or prepare the data set again"
-      ) from error
+    raise self.damaged(record, reason)
 
-  def _file(self, record: int) -> str:
-    """Returns the shard that holds a record."""
+  def damaged(self, record: int, reason: str) -> InputError:
+    """Returns the error that tells what is wrong with a record."""
     ends = np.cumsum([file.examples_in_shard for file in self._files])
-    return str(self._files[np.searchsorted(ends, record, "right")].filename)
-
-
-def decode(record: bytes) -> np.ndarray:
-  """Returns the audio of a serialized record, int16 [samples]."""
-  features = tf_example_pb2.Example.FromString(record).features.feature
-  return np.frombuffer(features["audio"].bytes_list.value[0], "<i2")
+    file = self._files[np.searchsorted(ends, record, "right")].filename
+    few = os.strerror(errno.EMFILE) in reason
+    advice = disk.MORE_FILES if few else self._advice
+    return InputError(
+      f"cannot read record {record} from {file} ({reason}): {advice}"
+    )

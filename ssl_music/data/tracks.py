@@ -1,19 +1,21 @@
 """Reads prepared data sets: a table of tracks, random access to their audio."""
 
-import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from ssl_music.data import records
+from ssl_music import seal
+from ssl_music.data import plans, prepared, records
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.shards import CHUNK
 from ssl_music.data.writer import VERSION
 from ssl_music.errors import InputError
+
+_ENERGY = "energy.f32"
 
 
 def default_data_dir() -> Path:
@@ -55,52 +57,55 @@ class Tracks:
       data_dir: TFDS's; None is the default.
 
     Raises:
-      InputError: a data set is not there or none of the splits is.
+      InputError: a data set is not there or is damaged, or none of the splits
+        is there.
     """
     self.name = name
-    self._data_dir = Path(data_dir) if data_dir else default_data_dir()
-    self._parts: list[tuple[str, Path, str]] = []  # name, folder, split
-    self._handles: dict = {}
-    rows, vocabularies, cards = [], [], []
-    self.missing: dict[str, list[str]] = {split: [] for split in splits}
+    data_dir = Path(data_dir) if data_dir else default_data_dir()
     names = name.split("+")
     if len(set(names)) < len(names):
       raise InputError(
         f"--config.data.name={name} names a data set twice: name each once"
       )
-    for part in names:
-      folder = find(part, self._data_dir)
-      table = _read_table(folder)
-      vocabularies.append(_read_tags(folder))
-      cards.append(json.loads((folder / "card.json").read_text("utf-8")))
-      for row in _read_rows(folder / "skipped.csv"):
-        if row["split"] in splits:
-          self.missing[row["split"]].append(row["id"])
+    sets = [prepared.read(find(one, data_dir)) for one in names]
+    parts = []  # which data set, a split of it, and which rows are of that
+    for place, one in enumerate(sets):
       for split in splits:
-        chosen = [row for row in table if row["split"] == split]
-        if chosen:
-          self._parts.append((part, folder, split))
-        rows += [row | {"part": len(self._parts) - 1} for row in chosen]
-    if not rows:
+        if len(rows := np.flatnonzero(one.table["split"] == split)):
+          parts.append((place, split, rows))
+    if not parts:
       raise InputError(
-        f"data set {name} in {self._data_dir} has no track in"
-        f" {' or '.join(splits)}: prepare it with such a split, or choose"
-        " others with --config.data.splits"
+        f"data set {name} in {data_dir} has no track in {' or '.join(splits)}:"
+        " prepare it with such a split, or choose others with"
+        " --config.data.splits"
       )
-    self.card, self.folder = cards[0], folder
-    self.ids = [row["id"] for row in rows]
-    self.paths = [row["path"] for row in rows]
-    self.splits = [row["split"] for row in rows]
-    self.samples = np.array([row["samples"] for row in rows])
-    self.rms = np.array([row["rms"] for row in rows])
-    self._part = np.array([row["part"] for row in rows])
-    self._row = np.array([row["row"] for row in rows])
-    self._first_block = np.array([row["first_block"] for row in rows])
-    self.tags = vocabularies[0] if len(vocabularies) == 1 else []
-    self.labels = np.zeros((len(rows), len(self.tags)), bool)
-    column = {tag: index for index, tag in enumerate(self.tags)}
-    for index, row in enumerate(rows if self.tags else []):
-      self.labels[index, [column[tag] for tag in row["tags"]]] = True
+
+    def column(name: str) -> np.ndarray:
+      own = [sets[place].table[name][rows] for place, _, rows in parts]
+      return np.concatenate(own)
+
+    self.missing = {
+      split: [id_ for one in sets for own, id_ in one.skipped if own == split]
+      for split in splits
+    }
+    self.card, self.folder = sets[0].card, sets[-1].folder
+    self.ids, self.paths, self.splits = (
+      column(name).tolist() for name in ("id", "path", "split")
+    )
+    self.samples, self.rms = column("samples"), column("rms")
+    self._row, self._first_block = column("row"), column("block")
+    # Not the data sets with their tables: this goes to worker processes.
+    self._sealed = [one.sealed for one in sets]
+    self._shards = [sets[place].shards[split] for place, split, _ in parts]
+    self._set = [place for place, _, _ in parts]
+    sizes = [len(rows) for _, _, rows in parts]
+    self._part = np.repeat(np.arange(len(parts)), sizes)
+    self._handles: dict = {}
+    self.tags = sets[0].tags if len(sets) == 1 else []
+    self.labels = np.zeros((len(self.ids), len(self.tags)), bool)
+    label = {tag: index for index, tag in enumerate(self.tags)}
+    for index, tags in enumerate(column("tags") if self.tags else ()):
+      self.labels[index, [label[tag] for tag in tags]] = True
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -113,16 +118,38 @@ class Tracks:
     self.tags = [self.tags[column] for column in columns]
     self.labels = self.labels[:, list(columns)]
 
+  def fingerprint(self, *, labels: bool = False) -> str:
+    """Returns a hash of what the tracks are: "TRACKS-AUDIO".
+
+    Of the tracks it holds ids, splits and lengths; of the audio the energies of
+    all that the data sets hold, see `seal`. Runs of earlier versions know the
+    first half alone, see `same_data`.
+
+    Args:
+      labels: whether the tracks' tags count, too.
+    """
+    rows = [self.splits, self.ids, map(str, self.samples)]
+    rows += [map(str, self.labels.tolist())] if labels else []
+    audio = [
+      sealed.files.get(_ENERGY) or seal.measure(sealed.folder / _ENERGY)
+      for sealed in self._sealed
+    ]
+    digest = hashlib.sha256(json.dumps(audio, sort_keys=True).encode())
+    tracks = plans.fingerprint(zip(*rows, strict=True), ())
+    return f"{tracks}-{digest.hexdigest()[:16]}"
+
   def energy(self, track: int) -> np.ndarray:
-    """Returns the mean square of a track's blocks, float32 [blocks]."""
-    folder = self._parts[self._part[track]][1]
-    if folder not in self._handles:
-      energies = np.memmap(folder / "energy.f32", "<f4", "r")
-      # A view of a memmap is slow to make, of an array quick.
-      self._handles[folder] = energies.view(np.ndarray)
+    """Returns the mean square of a track's blocks, float32 [blocks].
+
+    Raises:
+      InputError: the file is damaged there.
+    """
+    which = -1 - self._set[self._part[track]]  # parts have the others
+    if which not in self._handles:
+      self._handles[which] = self._sealed[-1 - which].map(_ENERGY, "<f4")
     first = self._first_block[track]
     blocks = self.samples[track] // BLOCK
-    return self._handles[folder][first : first + blocks]
+    return self._handles[which][first : first + blocks]
 
   def read(
     self, track: int, start: int, length: int, out: np.ndarray | None = None
@@ -137,20 +164,41 @@ class Tracks:
 
     Returns:
       int16 [length].
+
+    Raises:
+      InputError: a shard is missing or damaged.
     """
     out = np.empty(length, np.int16) if out is None else out
     row, record = int(self._row[track]), self._source(int(self._part[track]))
     for chunk in range(start // CHUNK, -(-(start + length) // CHUNK)):
       shift = chunk * CHUNK - start  # of the record against `out`
       first, last = max(-shift, 0), min(length - shift, CHUNK)
-      out[shift + first : shift + last] = record(row + chunk)[first:last]
+      audio = record(row + chunk, self.ids[track], chunk)[first:last]
+      if len(audio) < last - first:
+        raise record.damaged(row + chunk, "it is too short")
+      out[shift + first : shift + last] = audio
     return out
 
   def _source(self, part: int) -> records.Reader:
     if part not in self._handles:
-      _, folder, split = self._parts[part]
-      self._handles[part] = records.Reader(folder, split)
+      shards = self._shards[part]
+      self._handles[part] = records.Reader(shards, prepared.ADVICE)
     return self._handles[part]
+
+
+def same_data(old: str, new: str) -> bool:
+  """Says whether two of `Tracks.fingerprint` may be of the same data.
+
+  Args:
+    old: that a run has stored, perhaps before the audio was part of it.
+    new: of the data as they are.
+  """
+  return old in (new, tracks_of(new))
+
+
+def tracks_of(fingerprint: str) -> str:
+  """Returns the half of `Tracks.fingerprint` that is not of the audio."""
+  return fingerprint.partition("-")[0]
 
 
 def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
@@ -161,7 +209,7 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
   """
   data_dir = Path(data_dir) if data_dir else default_data_dir()
   folder = data_dir / name / VERSION
-  if name and (folder / "card.json").exists():
+  if name and folder.is_dir():  # there once it is whole
     return folder
   versions = sorted(
     f.parent.name for f in folder.parent.glob("[0-9]*/tracks.csv")
@@ -173,38 +221,10 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Path:
       " ssl_music.prepare"
     )
   there = sorted(
-    f.parent.parent.name for f in data_dir.glob(f"*/{VERSION}/card.json")
+    f.parent.parent.name for f in data_dir.glob(f"*/{VERSION}/tracks.csv")
   )
   raise InputError(
     f"no data set {name!r} in {data_dir} (there: {', '.join(there) or 'none'}):"
     " make it with python -m ssl_music.prepare, or give the right"
     " --config.data.name and --config.data.data_dir"
   )
-
-
-def _read_table(folder: Path) -> list[dict]:
-  rows, block = [], 0
-  for row in _read_rows(folder / "tracks.csv"):
-    samples = int(row["samples"])
-    rows.append(
-      row
-      | {
-        "samples": samples,
-        "row": int(row["row"]),
-        "rms": float(row["rms"]),
-        "tags": row["tags"].split("|") if row["tags"] else [],
-        "first_block": block,
-      }
-    )
-    block += samples // BLOCK
-  return rows
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, str]]:
-  with path.open(newline="", encoding="utf-8") as file:
-    yield from csv.DictReader(file)
-
-
-def _read_tags(folder: Path) -> list[str]:
-  features = tfds.builder_from_directory(folder).info.features
-  return list(features["tags"].feature.names) if "tags" in features else []

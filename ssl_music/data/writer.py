@@ -20,7 +20,6 @@ import csv
 import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,8 +28,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ssl_music import progress
-from ssl_music.data import audio, parts, plans, records, workers
+from ssl_music import disk, progress
+from ssl_music.data import audio, finish, parts, plans, records, workers
 from ssl_music.errors import InputError, Resumable
 from ssl_music.lock import hold
 
@@ -51,9 +50,9 @@ def write(
 ) -> dict[str, Any]:
   """Writes a data set; an interrupted one leaves nothing that looks finished.
 
-  It is written to a folder called `incomplete.…` and renamed when whole. A run
-  that was killed, interrupted or found the disk full leaves that folder, and
-  the same again goes on after the parts that were finished.
+  It is written to a folder called `incomplete.…`, see `finish`, and renamed
+  when whole. A run that was killed, interrupted or found the disk full leaves
+  that folder, and the same again goes on after the parts that were finished.
 
   Args:
     name: of the data set, its folder under `data_dir`.
@@ -79,80 +78,63 @@ def write(
     raise InputError(
       f"the folder's name {str(folder)!a} is not UTF-8: give another --data_dir"
     ) from error
-  if os.path.exists(folder) and not overwrite:  # noqa: PTH110 (never raises)
-    raise InputError(
-      f"data set {name} exists at {folder}: choose another --name, or replace"
-      " it with --overwrite"
-    )
-  with hold(folder.parent, "preparing", "choose another --name or --data_dir"):
-    unfinished = folder.with_name(f"incomplete.{VERSION}")
-    replaced = folder.with_name(f"replaced.{VERSION}")
-    try:
-      if replaced.exists() and not folder.exists():
-        replaced.rename(folder)  # killed between the two renamings below
-      _begin(
-        unfinished,
-        parts.signature(
-          plan, min_seconds, VERSION, plan["tags"], plan["max_seconds"]
-        ),
-      )
-      pool = contextlib.nullcontext(run) if run else workers.pool(processes)
-      summary = _write_into(unfinished, name, plan, min_seconds, pool)
-      if folder.exists():  # moved, since removing it takes time
-        folder.rename(replaced)
-      unfinished.rename(folder)
-      shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-      raise Resumable(
-        f"cannot write data set {name} to {folder.parent}"
-        f" ({error.strerror or error}): free some space there, or make it"
-        " writable, and run the same command again, which goes on after the"
-        f" parts that are finished ({unfinished.name}); or give another"
-        " --data_dir"
-      ) from error
-    finally:
-      error = sys.exception()
-      given_up = isinstance(error, InputError)
-      given_up &= not isinstance(error, Resumable)
-      if unfinished.exists() and given_up:
-        # Renamed first, so that no worker finds its way there.
-        unfinished = unfinished.rename(folder.with_name("incomplete.given_up"))
-        shutil.rmtree(unfinished, ignore_errors=True)
-  return {"name": name, "folder": folder} | summary
+  work = finish.unfinished(folder)
+  if not plan["tracks"]:
+    raise InputError(f"{name} has no tracks: give another source")
+  settings = min_seconds, VERSION, plan["tags"], plan["max_seconds"]
+  with (
+    hold(folder.parent, "preparing", "choose another --name or --data_dir"),
+    disk.explained(
+      f"write data set {name} to",
+      folder.parent,
+      option="--data_dir",
+      after="the same command goes on after the parts that are finished"
+      f" ({work.name})",
+      kind=Resumable,
+    ),
+  ):
+    signature = parts.signature(plan, *settings)
+    state = finish.recover(folder, signature)
+    if state is None:
+      if folder.exists() and not overwrite:
+        raise InputError(
+          f"data set {name} exists at {folder}: choose another --name, or"
+          " replace it with --overwrite"
+        )
+      finish.begin(folder, signature)
+      state = finish.written(folder, name)
+      if state is None:
+        pool = contextlib.nullcontext(run) if run else workers.pool(processes)
+        state = _write_parts(work, name, plan, min_seconds, pool)
+        finish.store(folder, state)
+      finish.complete(folder, _info(name, folder, plan), state)
+  return {"name": name, "folder": folder} | {
+    "prepared": {s: count for s, count in state["prepared"].items() if count},
+    "skipped": state["skipped"],
+    "seconds": state["seconds"],
+  }
 
 
-def _begin(folder: Path, signature: str) -> None:
-  """Makes the folder of a new run, or keeps that of one which was killed."""
-  file = folder / "signature"
-  resumed = file.exists() and file.read_text() == signature
-  for leftover in folder.parent.glob("incomplete.*"):
-    if leftover != folder or not resumed:
-      shutil.rmtree(leftover)
-  if resumed:
-    for attempt in (folder / "parts").glob(f"{parts.ATTEMPT}*"):
-      shutil.rmtree(attempt, ignore_errors=True)
-    finished = len([*(folder / "parts").glob(f"*{parts.FINISHED}")])
-    print(f"going on after {finished} finished parts", file=sys.stderr)
-  else:
-    (folder / "parts").mkdir(parents=True)
-    file.write_text(signature)
-
-
-def _write_into(
+def _write_parts(
   folder: Path,
   name: str,
   plan: Mapping[str, Any],
   min_seconds: float,
   pool: contextlib.AbstractContextManager[workers.Run],
 ) -> dict[str, Any]:
-  work = (folder / "parts").absolute()  # workers may run anywhere
+  """Writes all parts and the tables; returns what `finished.json` holds."""
+  whole = folder / finish.WHOLE
+  shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
+  whole.mkdir()
+  work = (folder / finish.PARTS).absolute()  # workers may run anywhere
   write_part = parts.Write(plan["load"], plan["tags"], min_seconds, work)
   shards = {split: [] for split in plans.SPLITS}
   prepared = dict.fromkeys(plans.SPLITS, 0)
+  first = dict.fromkeys(plans.SPLITS, 0)
   skipped, samples = [], 0
   with (
-    (folder / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
-    (folder / "energy.f32").open("wb") as energies,
+    (whole / "tracks.csv").open("w", newline="", encoding="utf-8") as file,
+    (whole / "energy.f32").open("wb") as energies,
     pool as run,
     _progress(len(plan["tracks"]), name, work),
   ):
@@ -162,10 +144,9 @@ def _write_into(
       if isinstance(done, str):  # its process crashed twice
         done = write_part.carefully(part)
       split, tracks = part["split"], part["tracks"]
-      first = sum(shard.records for shard in shards[split])
       for row in done["rows"]:
         track = tracks[row["track"]]
-        entry = {"row": first + row["row"], "samples": row["samples"]}
+        entry = {"row": first[split] + row["row"], "samples": row["samples"]}
         entry |= {"rms": f"{row['rms']:.9g}", "tags": "|".join(track["tags"])}
         table.writerow(_pick(track, COLUMNS[:3]) | entry)
         samples += row["samples"]
@@ -175,31 +156,34 @@ def _write_into(
           reason += f" (known: {plan['known_bad'][track['id']]})"
         skipped.append(_pick(track, SKIPPED[:3]) | {"reason": reason})
       np.fromfile(done["energy"], "<f4").tofile(energies)
-      shards[split].append(done["shard"])
+      first[split] += done["shard"].records
       prepared[split] += len(done["rows"])
-  if not plan["tracks"]:
-    raise InputError(f"{name} has no tracks: give another source")
+      if done["shard"].records:
+        shards[split].append(_moved(done))
   if not samples:
+    finish.remove(folder)  # nothing to go on with
     some = "; ".join(f"{one['path']}: {one['reason']}" for one in skipped[:3])
     raise InputError(
       f"none of the {len(skipped)} tracks of {name} can be used ({some}):"
       " give others"
     )
-  records.complete(folder, _info(name, folder, plan), shards)
-  # Renamed first, so that no late attempt of an engine's finds its way there.
-  shutil.rmtree(work.rename(folder / "written"))
-  (folder / "signature").unlink()
-  with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
+  with (whole / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, SKIPPED)
     table.writeheader()
     table.writerows(skipped)
-  card = json.dumps(plans.describe(plan), indent=2, ensure_ascii=False)
-  (folder / "card.json").write_text(card + "\n", encoding="utf-8")
-  return {
-    "prepared": {split: count for split, count in prepared.items() if count},
-    "skipped": skipped,
-    "seconds": samples / audio.SAMPLE_RATE,
-  }
+  card = plans.describe(plan) | {"sealed": True}
+  text = json.dumps(card, indent=2, ensure_ascii=False)
+  (whole / "card.json").write_text(text + "\n", encoding="utf-8")
+  seconds = samples / audio.SAMPLE_RATE
+  counts = {"prepared": prepared, "skipped": skipped, "seconds": seconds}
+  return {"shards": shards} | counts
+
+
+def _moved(done: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `finished.json` holds of a part's shard."""
+  shard, size = done["shard"], done["sizes"][0]
+  about = {"records": shard.records, "bytes": shard.bytes, "size": size}
+  return {"file": Path(shard.path).name} | about
 
 
 @contextlib.contextmanager

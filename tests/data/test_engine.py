@@ -1,6 +1,6 @@
 import functools
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -85,7 +85,7 @@ def test_a_worker_may_run_in_any_folder(tmp_path, monkeypatch):
   part = {"number": 0, "split": "train", "tracks": [track]}
   file = engine._put_down(write, part)
   monkeypatch.chdir("/")
-  engine.write_part(file)
+  engine.write_part(file, write)
   assert len(write.finished(part)["rows"]) == 1
 
 
@@ -138,11 +138,11 @@ def test_a_terminated_command_ends_as_such_and_goes_on(tmp_path):
 
     write_part = engine.write_part
 
-    def slowly(file):
+    def slowly(file, write):
       if file.endswith("00001.todo"):
         print("going", flush=True)
         engine.time.sleep(60)
-      write_part(file)
+      write_part(file, write)
 
     engine.write_part = slowly
     rows = test_engine.some_tracks(0, 3, 24)
@@ -227,7 +227,7 @@ def test_only_names_of_files_pass_through_an_engine(tmp_path, monkeypatch):
   write, _ = _write(tmp_path)
   list(direct()(write, parts.divide(rows)))
   assert sum(map(len, jobs[0])) < 20_000
-  _, part = pickle.loads(Path(jobs[0][0]).read_bytes())
+  part = json.loads(Path(jobs[0][0]).read_text())
   assert part["tracks"][0]["note"] == rows[0]["note"]
 
 

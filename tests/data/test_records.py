@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,18 +54,37 @@ def folder(tmp_path_factory):
     "test": [write("f", 11, 14)],
   }
   assert [shard.records for shard in written["train"]] == [4, 0, 4, 3]
+  for split, shards_written in written.items():
+    filled = [shard for shard in shards_written if shard.records]
+    written[split] = filled
+    for index, shard in enumerate(filled):
+      name = records.shard_name("some", split, index)
+      Path(shard.path).rename(folder / name)
   (folder / "b").unlink()
   (folder / "e").unlink()
-  records.complete(folder, make_info(folder), written)
+  records.write_metadata(folder, make_info(folder), written)
   return folder
+
+
+def reader(folder, split):
+  """Reads a split, whose records each are a track of their own."""
+  info = tfds.builder_from_directory(folder).info.splits[split]
+  files = zip(info.filepaths, info.shard_lengths, strict=True)
+  return records.Reader([*files], "restore it")
+
+
+def get(read, index, number=None):
+  """Returns a record's audio; its number is the index in "train"."""
+  number = index if number is None else number
+  return read(index, f"tráck {number}", number)
 
 
 def test_reads_what_was_written_in_any_order(folder):
   for split, first, count in (("train", 0, 11), ("test", 11, 3)):
-    read = records.Reader(folder, split)
+    read = reader(folder, split)
     assert len(read) == count
     for index in np.random.default_rng(0).permutation(count):
-      audio = read(index)
+      audio = get(read, index, first + index)
       assert audio.dtype == np.int16
       np.testing.assert_array_equal(audio, example(first + index)["audio"])
 
@@ -91,20 +111,11 @@ def test_tfds_reads_every_feature(folder):
 
 
 def test_a_reader_goes_to_another_process_without_its_files(folder):
-  read = records.Reader(folder, "train")
-  read(10)
+  read = reader(folder, "train")
+  get(read, 10)
   sent = pickle.dumps(read)
   assert len(sent) < 2000 + 3 * len(str(folder))
-  np.testing.assert_array_equal(pickle.loads(sent)(10), read(10))
-
-
-def test_decodes_as_the_message_says():
-  message = tf_example_pb2.Example()
-  message.features.feature["chunk"].int64_list.value.append(3)
-  for name, value in (("id", b"\x0a\x02"), ("audio", b"\x01\x00\xff\x7f")):
-    message.features.feature[name].bytes_list.value.append(value)
-  decoded = records.decode(message.SerializeToString())
-  assert decoded.tolist() == [1, 32_767]
+  np.testing.assert_array_equal(get(pickle.loads(sent), 10), get(read, 10))
 
 
 def test_examples_are_let_go_as_they_are_written(tmp_path):
@@ -182,8 +193,28 @@ def test_a_damaged_shard_is_named(folder, tmp_path):
     file.unlink()
     if content is not None:
       file.write_bytes(content)
-    reader = records.Reader(tmp_path, "train")
-    reader(3)
+    read = reader(tmp_path, "train")
+    get(read, 3)
     with pytest.raises(InputError, match=rf"record 4 from {file} .*restore"):
-      reader(4)
+      get(read, 4)
     file.write_bytes(whole)
+
+
+def test_a_record_of_another_track_or_place_is_none(folder):
+  read = reader(folder, "train")
+  said = r"record 5 .*-00001 \(it is 5 of track 'tr\\xe1ck 5', not 5 of"
+  with pytest.raises(InputError, match=said):
+    read(5, "tráck 6", 5)
+  with pytest.raises(InputError, match="record 5"):
+    read(5, "tráck 5", 6)
+
+
+def test_too_few_open_files_are_not_blamed_on_the_shard(folder):
+  read = reader(folder, "train")
+  before = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+  try:
+    with pytest.raises(InputError, match=r"record 5 .*`ulimit -n`$"):
+      get(read, 5)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
