@@ -105,6 +105,17 @@ def test_scores_that_are_not_whole_are_explained(tmp_path, wrong):
     results.read_probe(tmp_path / "run")
 
 
+def test_scores_of_sounding_segments_stand_apart(tmp_path):
+  """So do those of the time when a probe had no other way."""
+  fake_runs.probe(tmp_path / "all", "mel")
+  old = fake_runs.probe(tmp_path / "old", "mel")
+  del old["sounding"]
+  (tmp_path / "old" / "scores.json").write_text(json.dumps(old))
+  read = [results.read_probe(tmp_path / name) for name in ("all", "old")]
+  (groups,) = results.panels(read).values()
+  assert set(groups) == {"mel", "mel (sounding segments)"}
+
+
 def test_damaged_resamples_are_none(tmp_path):
   fake_runs.probe(tmp_path / "run", "mel")
   file = tmp_path / "run" / "resamples.npz"
