@@ -5,8 +5,10 @@ probe saw of it: audio is made 16 kHz and mono and normalised by the peak of the
 whole track.
 """
 
+import numbers
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ class Encoder:
 
   def embed(
     self,
-    source: str | os.PathLike | np.ndarray,
+    source: str | os.PathLike | np.ndarray | Sequence,
     sample_rate: float | None = None,
     *,
     hop: float | None = None,
@@ -104,8 +106,9 @@ class Encoder:
 
     Args:
       source: an audio file of any format, rate and length, or its samples,
-        float or integer [samples] or [samples, channels].
-      sample_rate: of an array, in Hz.
+        float or integer [samples], [samples, channels] or [channels, samples]
+        (the shorter one is the channels), as an array or lists.
+      sample_rate: of samples, in Hz.
       hop: seconds from a segment's start to the next one's, a multiple of
         0.1 s; None is a segment's length.
       mean: average the sounding segments, as `vectors.read_tracks` does.
@@ -123,7 +126,7 @@ class Encoder:
 
   def tag(
     self,
-    source: str | os.PathLike | np.ndarray,
+    source: str | os.PathLike | np.ndarray | Sequence,
     sample_rate: float | None = None,
   ) -> dict[str, float]:
     """Tags a track.
@@ -167,13 +170,13 @@ class Encoder:
 
   def cut(
     self,
-    source: str | os.PathLike | np.ndarray,
+    source: str | os.PathLike | np.ndarray | Sequence,
     sample_rate: float | None = None,
     *,
     hop: float | None = None,
   ) -> cuts.Cut:
     """Reads a track and cuts it into segments; see `embed`."""
-    given = isinstance(source, np.ndarray)
+    given = not isinstance(source, (str, os.PathLike))
     name = "the array" if given else os.fspath(source)
     try:
       if given:
@@ -236,26 +239,55 @@ def track_mean(vectors: np.ndarray, sounding: np.ndarray) -> np.ndarray:
   return vectors[sounding].mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _mono(waveform: np.ndarray, sample_rate: float | None) -> np.ndarray:
-  """Returns an array as 16 kHz mono, float32 [samples]."""
-  if sample_rate is None:
-    raise InputError("an array needs its sample rate: give sample_rate=… in Hz")
+def _mono(source: Any, sample_rate: float | None) -> np.ndarray:
+  """Returns samples as 16 kHz mono, float32 [samples]."""
+  try:
+    waveform = np.asarray(source)
+  except (TypeError, ValueError) as error:
+    raise InputError(
+      f"this {type(source).__name__} is no track: give samples, all channels of"
+      " one length, or the path of a file"
+    ) from error
   if waveform.ndim not in (1, 2) or not waveform.size:
     raise InputError(
-      f"an array of shape {waveform.shape} is no track: give [samples] or"
-      " [samples, channels]"
+      f"an array of shape {waveform.shape} is no track: give [samples],"
+      " [samples, channels] or [channels, samples]"
     )
-  if waveform.dtype.kind not in "fi":
+  low, high = audio.RATES
+  if sample_rate is None:
+    raise InputError("an array needs its sample rate: give sample_rate=… in Hz")
+  if not isinstance(sample_rate, numbers.Real) or not (
+    low <= sample_rate <= high
+  ):
     raise InputError(
-      f"an array of {waveform.dtype} is no track: give floats or signed"
-      " integers"
+      f"{sample_rate!r} is no sample rate: give one from {low} to {high} Hz"
     )
-  if waveform.dtype.kind == "i":  # so that the limit of silence holds
-    waveform = waveform / -float(np.iinfo(waveform.dtype).min)
-  waveform = np.asarray(waveform, np.float32)
-  waveform = audio.average(waveform.reshape(len(waveform), -1))
-  if not np.isfinite(waveform).all():
-    raise audio.AudioError("has samples that are not finite numbers")
+  waveform = _as_float(waveform)
+  if waveform.ndim == 2 and len(waveform) < waveform.shape[1]:
+    waveform = waveform.T  # a track has more samples than channels
+  waveform = waveform.reshape(len(waveform), -1)
+  mono = audio.average(waveform)
+  if unsound := audio.why_unsound(waveform, mono):
+    raise audio.AudioError(unsound)
   if sample_rate == audio.SAMPLE_RATE:
-    return waveform
-  return soxr.resample(waveform, sample_rate, audio.SAMPLE_RATE, quality="HQ")
+    return mono
+  return soxr.resample(mono, sample_rate, audio.SAMPLE_RATE, quality="HQ")
+
+
+def _as_float(waveform: np.ndarray) -> np.ndarray:
+  """Returns samples as float32, so that the limit of silence holds."""
+  kind = waveform.dtype
+  if kind.kind == "f":
+    with np.errstate(over="ignore"):  # infinite is found later
+      return waveform.astype(np.float32)
+  if kind == np.uint8:  # as in 8-bit WAV files
+    return waveform.astype(np.float32) / 128 - 1
+  if kind.kind != "i":
+    raise InputError(
+      f"an array of {kind} is no track: give floats, signed integers or uint8"
+    )
+  full = -float(np.iinfo(kind).min)
+  if kind.itemsize == 8:  # what NumPy makes of a list of smaller ones
+    peak = float(np.abs(waveform.astype(np.float64)).max())
+    full = next(bits for bits in (2.0**15, 2.0**31, full) if peak <= bits)
+  return (waveform / full).astype(np.float32)

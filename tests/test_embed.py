@@ -42,7 +42,7 @@ def music(tmp_path):
     soundfile.write(folder / name, tiny.waveform(row), RATE)
   (folder / "bad.mp3").write_bytes(bytes(range(256)) * 8)
   (folder / "none.wav").touch()
-  soundfile.write(folder / "short.wav", np.ones(RATE // 2) / 2, RATE)
+  soundfile.write(folder / "short.wav", np.linspace(-1, 1, RATE // 2), RATE)
   (folder / "notes.txt").write_text("no audio")
   return folder
 

@@ -74,6 +74,30 @@ def test_a_file_an_array_and_its_stereo_are_alike(encoder, track, tmp_path):
   )
 
 
+def test_arrays_of_every_kind_are_alike(encoder, track):
+  pcm = np.int16(np.rint(0.9 * track * 32768))
+  wanted = encoder.cut(pcm, RATE).pcm
+  stereo = np.stack([pcm, pcm])
+  for same in (
+    pcm.tolist(),
+    pcm.astype(np.int64),
+    pcm.astype(np.int32) << 16,
+    pcm.astype(np.int64) << 16,
+    pcm / 32768,
+    stereo,
+    stereo.T,
+    stereo.tolist(),
+    tuple(stereo),
+    pcm[None],
+    pcm[:, None],
+  ):
+    np.testing.assert_array_equal(encoder.cut(same, RATE).pcm, wanted)
+  np.testing.assert_array_equal(encoder.cut(pcm, float(RATE)).pcm, wanted)
+  coarse = np.uint8(np.rint(0.9 * track * 127) + 128)
+  found = encoder.cut(coarse, RATE).pcm.astype(int)
+  assert np.abs(found - wanted).max() < 700
+
+
 def test_a_tracks_mean_is_what_the_probe_had(runs, data_dir, encoder):
   """The embedding cache holds the probe's own, of the same audio."""
   (file,) = (runs / "probe" / "embeddings").glob("tiny-test-*.npy")
@@ -160,11 +184,27 @@ def test_an_encoder_without_a_head_cannot_tag(runs, track):
   ("source", "rate", "message"),
   [
     (np.zeros(RATE * 3, np.float32), RATE, "silent"),
-    (np.ones(100, np.float32), RATE, "too short"),
+    (np.ones(RATE * 3, np.float32), RATE, "silent"),
+    (np.arange(100, dtype=np.float32), RATE, "too short"),
     (np.full(RATE * 2, np.nan, np.float32), RATE, "not finite"),
+    (np.full(RATE * 2, 1e300), RATE, "not finite"),
     (np.ones(RATE * 2, np.float32), None, "needs its sample rate"),
+    (np.ones(RATE * 2, np.float32), 0, "0 is no sample rate"),
+    (np.ones(RATE * 2, np.float32), -RATE, "is no sample rate"),
+    (np.ones(RATE * 2, np.float32), np.nan, "nan is no sample rate"),
+    (np.ones(RATE * 2, np.float32), "8000", "'8000' is no sample rate"),
     (np.ones((2, 2, 2), np.float32), RATE, "is no track"),
-    (np.ones(RATE * 2, bool), RATE, "is no track"),
+    (np.ones((0, 2), np.float32), RATE, "is no track"),
+    ([], RATE, "is no track"),
+    (np.float32(1), RATE, "is no track"),
+    (np.ones(RATE * 2, bool), RATE, "an array of bool is no track"),
+    (np.ones(RATE * 2, np.complex64), RATE, "complex64 is no track"),
+    (np.ones(RATE * 2, object), RATE, "an array of object is no track"),
+    (np.ones(RATE * 2, np.uint16), RATE, "an array of uint16 is no track"),
+    ([[0.1, 0.2], [0.3]], RATE, "this list is no track"),
+    (["a.wav", "b.wav"], RATE, "is no track"),
+    (None, RATE, "is no track"),
+    (np.array([[1.0], [-1.0]]) * np.sin(np.arange(9_000)), RATE, "cancel out"),
     ("/absent.wav", None, "cannot embed /absent.wav"),
   ],
 )

@@ -50,6 +50,8 @@ AV_EXTENSIONS = (
 )
 # A peak under -80 dB of full scale is dither or nothing.
 SILENCE = 1e-4
+# Of the louder channel: a mean under that is what coding leaves of nothing.
+_CANCELLED = 1e-2
 # Encoders pad and decoders trim a few frames of mp3 (1,152 samples each).
 TRUNCATION_TOLERANCE = 0.1
 # A few megabytes of a hostile file may hold years of digital silence.
@@ -59,7 +61,7 @@ _SCALED = 1 << 15  # samples: what the processor's cache holds goes faster
 HELD = 65 * SAMPLE_RATE  # samples of a track that are held in memory
 # What libsndfile says of a flac without a length; it cannot read all of it.
 _NO_LENGTH = 2**62
-_RATES = 4_000, 768_000  # Hz; anything else is a damaged header
+RATES = 4_000, 768_000  # Hz; anything else is an error or damage
 
 
 class AudioError(Exception):
@@ -85,20 +87,24 @@ def stream(
     float32 [samples], as loud as the file; some megabytes at most.
 
   Raises:
-    AudioError: the file is unreadable, empty, undecodable, longer than
-      `_LONGEST_HOURS`, truncated (holds fewer samples than its header
-      promises: this is known only at the end), or needs PyAV, which is not
-      installed. Whether all samples are finite, `normalise` and `decode` see.
+    AudioError: the file is unreadable, empty, no audio, undecodable, longer
+      than `_LONGEST_HOURS`, or needs PyAV, which is not installed. At the end:
+      it is silent, its channels cancel out, or it is truncated (holds fewer
+      samples than its structure promises). Whether all samples are finite,
+      `normalise` and `decode` see.
   """
   path = Path(path)
-  resampler, before, seconds = None, None, 0.0
+  resampler, before, seconds, unsound = None, None, 0.0, ""
   rest = np.zeros(0, np.float32)
-  for rate, block in _blocks(path, max_seconds):
-    if not _RATES[0] <= rate <= _RATES[1]:
+  for rate, samples in _blocks(path, max_seconds):
+    if not RATES[0] <= rate <= RATES[1]:
       raise AudioError(f"has an odd sample rate ({rate} Hz)")
-    seconds += len(block) / rate
+    seconds += len(samples) / rate
     if seconds > _LONGEST_HOURS * 3600:
       raise AudioError(f"longer than {_LONGEST_HOURS} hours")
+    block = average(samples)
+    if unsound is not None and len(block):  # up to the first sound
+      unsound = why_unsound(samples, block)
     if rate != before:  # the first block, or joined files
       if resampler is not None:
         yield resampler.resample_chunk(rest, last=True)
@@ -110,6 +116,8 @@ def stream(
     yield block if resampler is None else resampler.resample_chunk(block)
   if resampler is not None:
     yield resampler.resample_chunk(rest, last=True)
+  if unsound:
+    raise AudioError(unsound)
 
 
 def decode(
@@ -235,6 +243,30 @@ def average(samples: np.ndarray) -> np.ndarray:
   return total
 
 
+def why_unsound(samples: np.ndarray, mono: np.ndarray) -> str | None:
+  """Returns why there is nothing to hear, or None if there is.
+
+  What does not change is silent, however far from zero it is.
+
+  Args:
+    samples: float32 [frames, channels], one frame or more.
+    mono: its `average`.
+
+  Raises:
+    AudioError: a sample is not finite.
+  """
+  _peak(mono)
+  heard = _spread(mono)
+  loudest = max(map(_spread, samples.T))
+  if heard >= max(SILENCE, _CANCELLED * loudest):
+    return None
+  return "its channels cancel out" if loudest >= SILENCE else "silent"
+
+
+def _spread(waveform: np.ndarray) -> float:
+  return (float(waveform.max()) - float(waveform.min())) / 2
+
+
 def _peak(waveform: np.ndarray) -> float:
   if not len(waveform):
     return 0.0
@@ -260,7 +292,7 @@ def _scale(waveform: np.ndarray, peak: float, pcm: np.ndarray) -> np.ndarray:
 def _blocks(
   path: Path, max_seconds: float | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (rate in Hz, always the same; float32 [frames], mono)."""
+  """Yields (rate in Hz; float32 [frames, channels], to be used at once)."""
   try:
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
@@ -281,7 +313,7 @@ def _blocks(
       for rate, block in read(path, part, left):
         left -= len(block) / rate
         yield rate, block
-      if left < 1 / _RATES[1]:
+      if left < 1 / RATES[1]:
         break
   except OSError as error:
     raise AudioError(f"unreadable ({error.strerror})") from error
@@ -342,8 +374,8 @@ def _read_file(
   if file.frames >= _NO_LENGTH:
     raise AudioError("its header gives no length (encode it again)")
   rate, read = file.samplerate, 0
-  # Averaging copies, so that one block of memory, which the system need not
-  # fetch again, serves all of the file.
+  # One block of memory, which the system need not fetch again, serves all of a
+  # file whose channels are averaged, which copies.
   size = max(_BLOCK // file.channels, 1)
   many = file.channels > 1
   memory = np.empty((size, file.channels), np.float32) if many else None
@@ -359,7 +391,7 @@ def _read_file(
       ) from error
     read += len(block)
     if len(block):
-      yield rate, average(block)
+      yield rate, block
     if len(block) < frames:  # the end; asking again would seek, which costs
       wanted = file.frames
       if part.frames is not None:  # of such a file, libsndfile but guesses

@@ -36,7 +36,7 @@ def read(
     max_seconds: read no more than this from the start.
 
   Yields:
-    (rate in Hz, always the same; float32 [frames], the channels' average).
+    (rate in Hz, always the same; float32 [frames, channels]).
 
   Raises:
     AudioError: the file is undecodable, damaged, truncated (ends before the
@@ -82,9 +82,9 @@ def _decode(
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:
           raise audio.AudioError("damaged (its sample rate changes)")
-        mono = _mono(frame)
+        samples = _samples(frame)
         left = max_seconds * rate - seen
-        parts.append(mono if len(mono) <= left else mono[: int(left)])
+        parts.append(samples if len(samples) <= left else samples[: int(left)])
         seen += len(parts[-1])
         held += len(parts[-1])
         if held >= _BLOCK:
@@ -121,7 +121,7 @@ def _promised(
   return None, False
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
+def _samples(frame: av.AudioFrame) -> np.ndarray:
   samples = frame.to_ndarray()  # [channels, frames] or [1, frames * channels]
   if frame.format.is_planar:
     samples = samples.T
@@ -132,4 +132,4 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
   elif samples.dtype.kind == "i":
     full_scale = -float(np.iinfo(samples.dtype).min)
     samples = samples.astype(np.float32) / full_scale
-  return audio.average(samples.astype(np.float32, copy=False))
+  return samples.astype(np.float32, copy=False)

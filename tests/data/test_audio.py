@@ -334,7 +334,28 @@ def test_a_sample_that_is_no_number_is_found(tmp_path, value):
     audio.decode(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_channels_that_cancel_out_are_said_to_do_so(tmp_path, kind):
+  path = tmp_path / f"a.{kind}"
+  soundfile.write(path, np.stack([tone(), -tone()], 1), RATE)
+  with pytest.raises(audio.AudioError, match="its channels cancel out"):
+    audio.normalise(audio.stream(path), tmp_path)
+  late = np.concatenate([np.zeros(RATE * 40), tone()])
+  soundfile.write(path, np.stack([late, 0.5 * late], 1), RATE)
+  assert np.abs(audio.normalise(audio.stream(path), tmp_path)).max() == 32_767
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("value", [0.5, -0.1, 0.0])
+def test_what_does_not_change_is_silent(tmp_path, rate, channels, value):
+  path = tmp_path / "a.wav"
+  soundfile.write(path, np.full((rate * 3, channels), value), rate)
+  with pytest.raises(audio.AudioError, match="silent"):
+    audio.normalise(audio.stream(path), tmp_path)
+
+
 def test_a_sum_beyond_float32_is_a_number_still(tmp_path):
-  wave = np.full(20_000, 1e35, np.float32)
+  wave = np.tile(np.float32([1e35, -1e35]), 10_000)
   soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
   assert np.isfinite(audio.decode(tmp_path / "a.wav")).all()

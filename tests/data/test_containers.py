@@ -136,7 +136,7 @@ def test_mp3_without_a_count_is_read_whole(tmp_path, channels, mode):
   (tmp_path / "a.mp3").write_bytes(data)
   for rate_found, block in audio._blocks(tmp_path / "a.mp3", None):
     assert rate_found == rate
-    found.append(block)
+    found.append(audio.average(block).copy())
   found = np.concatenate(found)
   assert len(found) == wanted.shape[1]
   np.testing.assert_allclose(found, wanted.mean(0), atol=1e-4)
@@ -298,7 +298,7 @@ def test_mp4_of_another_name_works(tmp_path):
   with av.open(str(tmp_path / "a.m4a"), "w") as out:
     stream = out.add_stream("alac", rate=RATE, layout="mono")
     for start in range(0, 2 * RATE, 1_000):
-      part = np.full((1, 1_000), 0.1, np.float32)
+      part = np.linspace(-0.1, 0.1, 1_000, dtype=np.float32)[None]
       frame = av.AudioFrame.from_ndarray(part, "fltp", "mono")
       frame.sample_rate, frame.pts = RATE, start
       out.mux(stream.encode(frame))
