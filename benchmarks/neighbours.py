@@ -41,7 +41,7 @@ def make(file: Path) -> np.ndarray:
 
 def allocated() -> float:
   """Returns the megabytes of this process that no file is mapped to."""
-  lines = Path("/proc/self/status").read_text().splitlines()
+  lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
   (line,) = [line for line in lines if line.startswith("RssAnon")]
   return int(line.split()[1]) / 1024
 

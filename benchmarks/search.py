@@ -194,9 +194,11 @@ def run(search: str, setting: Setting) -> None:
     except InputError as error:  # diverged: the other settings go on
       print(f"| {task}: {label} | {error} |", flush=True)
       return
-    file.write_text(json.dumps(score(str(folder))))
+    file.write_text(json.dumps(score(str(folder))), encoding="utf-8")
   collapsed = workdir.read_metrics(folder)[-1]["collapsed"]
-  show(f"{task}: {label}", json.loads(file.read_text()), collapsed)
+  show(
+    f"{task}: {label}", json.loads(file.read_text(encoding="utf-8")), collapsed
+  )
 
 
 def show(label: str, scores: list[float], collapsed: float = 0.0) -> None:

@@ -55,7 +55,7 @@ def start(arguments: list[str], cache: Path | None) -> dict[str, list[float]]:
     [sys.executable, "-m", "benchmarks.start_parts", *arguments],
     env=os.environ | setting | {"BENCHMARK_BEGAN": str(time.time())},
     capture_output=True,
-    text=True,
+    encoding="utf-8",
   )
   lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
   if done.returncode or not lines:

@@ -165,7 +165,11 @@ def measure(task: str, name: str, how: dict) -> dict:
   command += [f"--variant={json.dumps([task, name, how])}"]
   command += [f"--batch={_BATCH.value}", f"--steps={_STEPS.value}"]
   done = subprocess.run(
-    command, capture_output=True, text=True, env=dict(os.environ), check=False
+    command,
+    capture_output=True,
+    env=dict(os.environ),
+    check=False,
+    encoding="utf-8",
   )
   if done.returncode:
     sys.exit(f"{name}: {done.stderr[-2000:]}")

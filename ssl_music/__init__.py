@@ -3,9 +3,9 @@
 import os
 import sys
 
-from ssl_music import interrupts
+from ssl_music import early
 
-interrupts.begin_in_commands()  # before anything that takes long to import
+early.begin()
 
 import importlib.metadata  # noqa: E402
 

@@ -233,7 +233,7 @@ def _run_script(folder: Path) -> dict[str, float]:
     [sys.executable, "-I", str(folder / "verify.py")],
     env=settings | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
-    text=True,
+    encoding="utf-8",
   )
   try:
     report = json.loads(done.stdout)

@@ -255,7 +255,9 @@ def _queue(name: str) -> dict[str, str]:
   command = ["squeue", "--array", "--noheader", f"--name={name}"]
   command += ["--format=%i %T"]
   try:
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+      command, capture_output=True, check=True, encoding="utf-8"
+    )
   except (OSError, subprocess.CalledProcessError) as error:
     said = (getattr(error, "stderr", "") or str(error)).strip()
     raise InputError(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from ssl_music import home
 from ssl_music.errors import InputError
 
 
@@ -45,15 +46,17 @@ def spelled(arguments: Sequence[str], known: Collection[str]) -> list[str]:
   """Returns arguments whose options are spelled as they are known.
 
   Args:
-    arguments: of a command line; --max-seconds=5 is --max_seconds=5.
+    arguments: of a command line; --max-seconds=5 is --max_seconds=5, and the ~
+      of --out=~/x is the home folder.
     known: options, with their dashes in front.
   """
   result = []
   for argument in arguments:
     name, mark, value = argument.partition("=")
     same = f"--{name[2:].replace('-', '_')}"
-    known_so = name.startswith("--") and name not in known and same in known
-    result.append(f"{same}{mark}{value}" if known_so else argument)
+    if name.startswith("--") and name not in known and same in known:
+      name = same
+    result.append(f"{home.expanded(name)}{mark}{home.expanded(value)}")
   return result
 
 

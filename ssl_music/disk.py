@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,23 @@ def explained(
     text = f"cannot {doing} {where} ({reason})"
     text += f": {', or '.join(filter(None, steps))}"
     raise kind(f"{text}; {after}" if after else text) from error
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[str]:
+  """Yields the folder for temporary files.
+
+  Raises:
+    InputError: there is none, or it cannot be written to.
+  """
+  try:
+    folder = tempfile.gettempdir()
+  except FileNotFoundError as error:
+    raise InputError(
+      "no folder for temporary files can be written to: set TMPDIR to one"
+    ) from error
+  with explained("write temporary files to", folder, option="TMPDIR"):
+    yield folder
 
 
 @contextlib.contextmanager

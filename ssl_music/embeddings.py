@@ -143,7 +143,7 @@ def describe(
 def _read(file: Path, about: Mapping[str, Any]) -> np.ndarray | None:
   """Maps a finished array; None where there is none, or it is damaged."""
   try:
-    said = json.loads(file.with_suffix(".json").read_text())
+    said = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     if said["key"] != about["key"] or said["crc32"] != _checksum(file):
       return None
     return np.load(file, mmap_mode="r")
@@ -217,7 +217,7 @@ def _write(file, about, frozen, embed, tracks, where, batch, mesh) -> None:
       os.fsync(opened.fileno())
       said = about | {"dimensions": dimensions, "crc32": checksum}
       draft = file.with_suffix(".json.partial")
-      draft.write_text(json.dumps(said, indent=2) + "\n")
+      draft.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
       draft.rename(file.with_suffix(".json"))
       partial.rename(file)
 

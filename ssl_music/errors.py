@@ -31,6 +31,8 @@ def report(command: Callable[[], int | None]) -> None:
     command: returns the exit code; None means 0.
   """
   interrupts.leave_at_once()
+  if hasattr(sys.stdout, "reconfigure"):  # a name may be no UTF-8
+    sys.stdout.reconfigure(errors="backslashreplace")
   sys.unraisablehook = _unraisable
   try:
     code = command()

@@ -17,18 +17,6 @@ from collections.abc import Iterator
 _GRACE = 1.5  # s to remove what is unfinished
 
 
-def begin_in_commands() -> None:
-  """Calls `leave_at_once` in a command, and in processes that one starts."""
-  # A command's sys.argv begins with its module's path, and so do its processes'
-  # own; while `python -m` imports the package, with "-m".
-  path = sys.argv[0]
-  known = path == "-m" and any(
-    a.startswith("ssl_music.") for a in sys.orig_argv
-  )
-  if known or os.path.dirname(path) == os.path.dirname(__file__):  # noqa: PTH120
-    leave_at_once()
-
-
 def leave_at_once() -> None:
   """Makes Ctrl-C end this process with exit code 130, without more ado.
 

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from ssl_music import checkpoint, interrupts, lock, workdir
 from ssl_music import config as defaults
 from ssl_music.data.tracks import find
+from ssl_music.data.workers import NOT_BEGUN, starting
 from ssl_music.errors import InputError
 
 
@@ -132,7 +133,7 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
   """
   file = Path(folder) / "jobs.json"
   try:
-    return json.loads(file.read_text()) if file.exists() else []
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
   except (OSError, ValueError) as error:
     raise InputError(
       f"{file} cannot be read ({error}): delete it, what is done will be found"
@@ -159,7 +160,9 @@ def known(
 def write(folder: Path, records: Mapping[str, Mapping]) -> None:
   """Writes `jobs.json`."""
   partial = folder / "jobs.json.partial"
-  partial.write_text(json.dumps(list(records.values()), indent=2) + "\n")
+  partial.write_text(
+    json.dumps(list(records.values()), indent=2) + "\n", encoding="utf-8"
+  )
   partial.rename(folder / "jobs.json")
 
 
@@ -221,7 +224,8 @@ def _in_process(one: Mapping, passed: dict) -> tuple[int, str]:
   process = context.Process(
     target=_work, args=(one["run"], one["config"], str(one["folder"]), telling)
   )
-  process.start()
+  with starting():
+    process.start()
   telling.close()
   passed["process"] = process
   if passed["signal"]:  # it came before the process was there
@@ -232,9 +236,10 @@ def _in_process(one: Mapping, passed: dict) -> tuple[int, str]:
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(process.pid, signal.SIGKILL)
   process.join()
-  code, told = process.exitcode, ""
+  code, told = process.exitcode, NOT_BEGUN
   with contextlib.suppress(EOFError), hearing:
-    told = hearing.recv() if hearing.poll() else ""
+    while hearing.poll():
+      told = hearing.recv()
   if code < 0:
     told = f"its process was ended by {signal.Signals(-code).name}"
     told += " (out of memory?)" if code == -signal.SIGKILL else ""
@@ -246,6 +251,7 @@ def _work(run: Callable, config: ConfigDict, folder: str, telling: Connection):
   # A group of its own: Ctrl-C in a terminal reaches the parent alone, which
   # passes it on, and once; and all that the job starts can be ended with it.
   os.setpgid(0, 0)
+  telling.send("")  # it has begun
   threading.Thread(target=_end_with_parent, daemon=True).start()
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a SLURM task
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -370,7 +376,9 @@ def _step(folder: Path) -> str:
 def _result(folder: Path) -> str:
   """Returns a few words on what a job has reached."""
   with contextlib.suppress(OSError, ValueError, KeyError):
-    test = json.loads((folder / "scores.json").read_text())["test"]
+    test = json.loads((folder / "scores.json").read_text(encoding="utf-8"))[
+      "test"
+    ]
     return f"mAP {test['map_macro']:.3f}, ROC-AUC {test['roc_auc_macro']:.3f}"
   last = (workdir.read_metrics(folder) or [{}])[-1]
   names = {"validation_map": "validation mAP", "loss": "loss"}

@@ -17,6 +17,7 @@ from ssl_music import (
   command_line,
   compiled,
   config_help,
+  home,
   hosts,
   jobs,
   parallel,
@@ -86,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
     )
   logging.set_verbosity(logging.WARNING)
   config, folder = _CONFIG.value, _WORKDIR.value
+  _expand_homes(config)
   if config.get("job") not in (*sweep.JOBS, "benchmark"):
     raise InputError(
       f"no job {config.get('job')!r}: set --config.job to one of"
@@ -175,6 +177,13 @@ def _run_several(config: ConfigDict, folder: str) -> int:
   return benchmark.run(config, folder, execute)
 
 
+def _expand_homes(config: ConfigDict) -> None:
+  """Replaces the ~ of paths that a config's file gives."""
+  for name, value in config_help.fields(config):
+    if isinstance(value, str):
+      config.update_from_flattened_dict({name: home.expanded(value)})
+
+
 def _check_fields(config: ConfigDict) -> None:
   """Refuses a config that was written for another job."""
   for name in _FIELDS[config.job]:
@@ -227,7 +236,7 @@ def _config_of(argv: Sequence[str]) -> tuple[str, str]:
     if name in ("--config", "-config"):
       given = value if mark else following
   file, _, preset = given.partition(":")
-  return file, preset
+  return home.expanded(file), preset
 
 
 def _print_help(file: str, config: ConfigDict) -> None:

@@ -7,7 +7,6 @@ whole track.
 
 import numbers
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 import soxr
 
+from ssl_music import disk, features, home, parallel, tagger, weights
 from ssl_music import encoder as networks
-from ssl_music import features, parallel, tagger, weights
 from ssl_music.data import audio, cuts
 from ssl_music.errors import InputError
 
@@ -177,23 +176,19 @@ class Encoder:
   ) -> cuts.Cut:
     """Reads a track and cuts it into segments; see `embed`."""
     given = not isinstance(source, (str, os.PathLike))
-    name = "the array" if given else os.fspath(source)
+    name = "the array" if given else home.expanded(os.fspath(source))
     try:
       if given:
         pcm = audio.to_pcm(_mono(source, sample_rate))
       else:
-        pcm = audio.normalise(audio.stream(name), tempfile.gettempdir())
+        with disk.temporary() as folder:
+          pcm = audio.normalise(audio.stream(name), folder)
       length = cuts.blocks(self.seconds)
       step = length if hop is None else cuts.blocks(hop)
       return cuts.cut(pcm, length, step)
     except audio.AudioError as error:
       raise InputError(
         f"cannot embed {name} ({error}): give another file"
-      ) from error
-    except OSError as error:
-      raise InputError(
-        f"cannot write temporary files to {tempfile.gettempdir()}"
-        f" ({error.strerror}): free some space there, or set TMPDIR"
       ) from error
 
   def embed_cut(self, cut: cuts.Cut) -> np.ndarray:

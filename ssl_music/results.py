@@ -30,7 +30,7 @@ def read(folder: Path) -> dict[str, Any]:
     InputError: there are none.
   """
   try:
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise InputError(
       f"no scores in {folder} (its scores.json is missing or damaged): give the"

@@ -116,7 +116,7 @@ def save(
     np.savez(partial, **arrays)
     partial.rename(folder / f"{name}.npz")
   partial = folder / "scores.json.partial"
-  partial.write_text(json.dumps(scores, indent=2) + "\n")
+  partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
   partial.rename(folder / "scores.json")
 
 

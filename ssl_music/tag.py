@@ -76,37 +76,33 @@ def tag_files(
     cannot be tagged, in a few words).
 
   Raises:
-    InputError: there is no room for the temporary files of long tracks.
+    InputError: there is no room for the temporary files of long tracks, or
+      worker processes cannot be started.
   """
-  from ssl_music import progress
+  from ssl_music import disk, progress
   from ssl_music.data import cuts, workers
 
   paths = list(paths)
   length = cuts.blocks(encoder.seconds)
   # Of a single file a worker would take longer to start than to decode.
   processes = min(workers.cores(), len(paths)) if len(paths) > 1 else 0
-  try:
-    with (
-      tempfile.TemporaryDirectory() as folder,
-      workers.pool(processes) as run,
-      progress.bar(total=len(paths), unit="file", desc="tag") as bar,
-    ):
-      decode = cuts.Decode(length, length, Path(folder), "pcm")
-      for (_, path), cut in run(decode, enumerate(paths)):
-        bar.update()
-        if isinstance(cut, str):
-          yield path, cut
-          continue
-        if isinstance(cut.pcm, Path):  # a long track waits in a file
-          file = cut.pcm
-          cut = cut._replace(pcm=np.memmap(file, "<i2", "r"))
-          file.unlink()
-        yield path, encoder.tag_vectors(encoder.embed_cut(cut), cut.sounding)
-  except OSError as error:
-    raise InputError(
-      f"cannot write temporary files to {tempfile.gettempdir()}"
-      f" ({error.strerror}): free some space there, or set TMPDIR"
-    ) from error
+  with (
+    disk.temporary() as within,
+    tempfile.TemporaryDirectory(dir=within) as folder,
+    workers.pool(processes) as run,
+    progress.bar(total=len(paths), unit="file", desc="tag") as bar,
+  ):
+    decode = cuts.Decode(length, length, Path(folder), "pcm")
+    for (_, path), cut in run(decode, enumerate(paths)):
+      bar.update()
+      if isinstance(cut, str):
+        yield path, cut
+        continue
+      if isinstance(cut.pcm, Path):  # a long track waits in a file
+        file = cut.pcm
+        cut = cut._replace(pcm=np.memmap(file, "<i2", "r"))
+        file.unlink()
+      yield path, encoder.tag_vectors(encoder.embed_cut(cut), cut.sounding)
 
 
 def write_table(file: TextIO) -> Callable[[str, Tags], None]:

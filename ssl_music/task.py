@@ -128,7 +128,9 @@ def _state() -> str:
   # As "12_0": the number 12 alone may be a task's own, and is the array's too.
   number = JobEnvironment().job_id
   command = ["squeue", f"--jobs={number}", "--noheader", "--format=%T"]
-  return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+  return subprocess.run(
+    command, capture_output=True, encoding="utf-8"
+  ).stdout.strip()
 
 
 def _own(folder: Path, name: str) -> Path:

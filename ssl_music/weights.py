@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_music import checkpoint, results, workdir
+from ssl_music import checkpoint, home, results, workdir
 from ssl_music.errors import InputError
 from ssl_music.models import safetensors_file, torch_checkpoint
 
@@ -46,7 +46,7 @@ def read(
   Raises:
     InputError: nothing of that kind is there, or it cannot be read.
   """
-  path = Path(path)
+  path = Path(home.expanded(str(path)))
   if path.is_file():
     return _of_file(path, network)
   if not path.exists():

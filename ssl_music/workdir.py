@@ -84,7 +84,9 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     else:
       partial = folder / "config.json.partial"
       with _room(folder):
-        partial.write_text(json.dumps(config, indent=2) + "\n")
+        partial.write_text(
+          json.dumps(config, indent=2) + "\n", encoding="utf-8"
+        )
         partial.rename(file)
     yield
 
@@ -135,7 +137,7 @@ def read_config(folder: Path) -> dict[str, Any]:
   """
   file = Path(folder) / "config.json"
   try:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise InputError(
       f"no run in {folder} (its config.json is missing or damaged): give the"
@@ -175,7 +177,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
   """Returns the entries of a run's `metrics.jsonl`, as far as there are any."""
   file = Path(folder) / "metrics.jsonl"
   entries = []
-  for line in file.read_text().splitlines() if file.exists() else ():
+  for line in (
+    file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
+  ):
     with contextlib.suppress(ValueError):  # half a line, of a killed run
       entries.append(json.loads(line))
   return entries
@@ -209,10 +213,12 @@ def open_metrics(
     return
   partial = folder / "metrics.jsonl.partial"
   with _room(folder):
-    partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    partial.write_text(
+      "".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8"
+    )
     partial.rename(file)
     with (
-      file.open("a", buffering=1) as jsonl,
+      file.open("a", buffering=1, encoding="utf-8") as jsonl,
       # Not SummaryWriter: its thread dies of a full disk, and those that have
       # something to write then wait for it for ever.
       contextlib.closing(EventsWriter(str(folder / "events"))) as events,

@@ -8,9 +8,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ssl_music"
 # Lower rooms first: a module imports from its own room and those above it here.
 ROOMS = (
-  {"interrupts"},
+  {"early", "interrupts"},
   {"compiled", "errors", "lock", "metrics", "progress", "unpickler"},
-  {"command_line", "randomness"},
+  {"home", "randomness"},
+  {"command_line"},
   {"disk", "text", "typed"},
   {"seal"},
   {"tagger", "vectors", "neighbours"},
@@ -93,6 +94,22 @@ def test_nothing_imports_tensorflow_by_the_way():
     "sys.exit('tensorflow' in sys.modules)"
   )
   subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_text_is_utf8_whatever_the_locale():
+  for file in files():
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+      if not isinstance(node, ast.Call):
+        continue
+      name = ast.unparse(node.func)
+      given = [*node.args, *(keyword.value for keyword in node.keywords)]
+      words = [arg.value for arg in given if isinstance(arg, ast.Constant)]
+      modes = [w for w in words if isinstance(w, str) and set(w) <= {*"rwxab+"}]
+      text = name.endswith(("read_text", "write_text")) or (
+        name.split(".")[-1] == "open" and name not in ("os.open", "av.open")
+      )
+      if text and not any("b" in mode for mode in modes):
+        assert "utf-8" in words, (file, node.lineno)
 
 
 def test_functions_stay_short():

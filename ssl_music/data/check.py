@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_music import progress
+from ssl_music import disk, progress
 from ssl_music.data import audio, files, parts, plans, ready, workers, writer
-from ssl_music.errors import InputError
 
 _SHOWN = 10  # of a list; the whole is in the CSV that --report names
 _SHOWN_TAGS = 10
@@ -198,19 +197,13 @@ def _decode(
   if not tracks:
     return []
   bar = {"total": len(tracks), "unit": "track", "desc": "decode"}
-  try:
-    with (
-      tempfile.TemporaryDirectory() as folder,
-      workers.pool(processes) as run,
-    ):
-      measure = _Measure(ready.Ready(load, min_seconds, Path(folder)))
-      return list(progress.bar(run(measure, tracks), **bar))
-  except OSError as error:
-    raise InputError(
-      f"cannot write temporary files to {tempfile.gettempdir()}"
-      f" ({error.strerror or error}): free some space there, or set TMPDIR to"
-      " another folder"
-    ) from error
+  with (
+    disk.temporary() as within,
+    tempfile.TemporaryDirectory(dir=within) as folder,
+    workers.pool(processes) as run,
+  ):
+    measure = _Measure(ready.Ready(load, min_seconds, Path(folder)))
+    return list(progress.bar(run(measure, tracks), **bar))
 
 
 class _Measure:

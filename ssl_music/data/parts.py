@@ -159,7 +159,7 @@ class Write:
       for name in ("file", "energy"):  # before what tells of them
         disk.sync(Path(done[name]))
       text = json.dumps(done | {"shard": shard._asdict()})
-      own.with_suffix(FINISHED).write_text(text)
+      own.with_suffix(FINISHED).write_text(text, encoding="utf-8")
       own.with_suffix(FINISHED).rename(path.with_suffix(FINISHED))
     return done
 

@@ -1,5 +1,6 @@
 """Grain pipelines: batches of int16 segments from prepared tracks."""
 
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,7 +16,7 @@ from absl import logging
 from ssl_music.data import audio, segments
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
-from ssl_music.data.workers import cores
+from ssl_music.data.workers import NOT_BEGUN, cores, starting
 from ssl_music.errors import InputError
 
 
@@ -215,15 +216,22 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 def _survived(batches: grain.IterDataset) -> Iterator[Any]:
   """Iterates; says clearly where a worker process has been killed."""
+  begun = False
   try:
-    yield from batches
+    with starting():
+      source = iter(batches)
+      yield from itertools.islice(source, 1)
+    begun = True
+    yield from source
   except RuntimeError as error:  # Grain has no kind of its own for it
     if "Worker process was terminated" not in str(error):
       raise
+    if not begun:
+      raise InputError(NOT_BEGUN) from error
     raise InputError(
-      "a process that reads the data was killed, perhaps for want of memory:"
-      " start again, a training goes on from its last save; fewer of them, or"
-      " none with --config.data.workers=0, need less memory"
+      "a process that reads the data was killed, perhaps for want of memory or"
+      " of room in /dev/shm: start again, a training goes on from its last"
+      " save; fewer of them, or none with --config.data.workers=0, need less"
     ) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_music import seal
+from ssl_music import home, seal
 from ssl_music.data import plans, prepared, records
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.shards import CHUNK
@@ -19,9 +19,13 @@ _ENERGY = "energy.f32"
 
 
 def default_data_dir() -> Path:
-  """Returns TFDS's data folder: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-  folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return Path(folder).expanduser()
+  """Returns TFDS's data folder: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+  Raises:
+    InputError: neither is known.
+  """
+  folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return Path(home.expanded(folder))
 
 
 class Tracks:

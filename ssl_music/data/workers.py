@@ -2,19 +2,34 @@
 
 import collections
 import contextlib
+import errno
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any
 
+from ssl_music.errors import InputError
+
 # Results wait in memory until their turn: a few for each process keep all busy.
 _AHEAD = 4
+
+NOT_BEGUN = (
+  "worker processes end before they begin: each imports the script that starts"
+  ' them, so put what it does below `if __name__ == "__main__":`; or memory is'
+  " short, so start fewer"
+)
+_SCARCE = {
+  errno.EMFILE: "allow more open files with `ulimit -n`",
+  errno.ENFILE: "close some of the system's open files",
+  errno.EAGAIN: "allow more processes with `ulimit -u`",
+  errno.ENOMEM: "free some memory",
+}
 
 Run = Callable[[Callable, Iterable], Iterator[tuple[Any, Any]]]
 
@@ -31,32 +46,40 @@ def pool(processes: int) -> Iterator[Run]:
   """Yields `run(function, items)`, which yields (item, result) in order.
 
   The function goes to the processes by pickling; they end with the context,
-  whatever they are at. An item whose process dies
-  is tried once more alone; if that process dies too, its result is a string
-  that says so.
+  whatever they are at. An item whose process dies is tried once more alone; if
+  that process dies too, its result is a string that says so.
 
   Args:
     processes: how many; 0 runs in this process.
+
+  Raises:
+    InputError: processes cannot be started, or end before they begin.
   """
   if not processes:
     yield lambda function, items: ((item, function(item)) for item in items)
     return
   executors: list[ProcessPoolExecutor] = []
-  # Closing the one end tells who holds the other to leave.
-  leave, leaving = multiprocessing.get_context("spawn").Pipe(duplex=False)
+  pipe = multiprocessing.get_context("spawn").Pipe
+  with starting():
+    # Closing the one end tells who holds the other to leave.
+    leave, leaving = pipe(duplex=False)
+    begun, begins = pipe(duplex=False)
+  ends = leave, begins
 
   def run(function, items):
-    executor = _executor(processes, executors, leave)
+    executor = _executor(processes, executors, ends)
 
     def submit(item):
       nonlocal executor
       try:
-        return executor.submit(_call, function, item)
+        with _deaf():
+          return executor.submit(_call, function, item)
       # It broke while nobody waited for it, or (OSError, until Python 3.12)
       # while this very call was starting another process.
-      except (BrokenProcessPool, OSError):
-        executor = _executor(processes, executors, leave)
-        return executor.submit(_call, function, item)
+      except (OSError, RuntimeError):
+        executor = _executor(processes, executors, ends)
+        with starting(), _deaf():
+          return executor.submit(_call, function, item)
 
     items = iter(items)
     queue: collections.deque = collections.deque()
@@ -71,7 +94,9 @@ def pool(processes: int) -> Iterator[Run]:
       try:
         result = future.result()
       except BrokenProcessPool:
-        result = _alone(function, item, leave)
+        if not begun.poll():
+          raise InputError(NOT_BEGUN) from None
+        result = _alone(function, item, ends)
         queue = collections.deque((item, submit(item)) for item, _ in queue)
       yield item, result
 
@@ -80,33 +105,68 @@ def pool(processes: int) -> Iterator[Run]:
   finally:
     for executor in executors:
       executor.shutdown(wait=False, cancel_futures=True)
-    leaving.close()
-    leave.close()
+    for end in (leaving, leave, begun, begins):
+      end.close()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+  """Starts processes that Ctrl-C in a terminal, which reaches all, leaves."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+  """Explains why processes cannot be started.
+
+  Raises:
+    InputError: the system lacks something, or a script is not guarded.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename:  # another reason
+      raise
+    advice = _SCARCE.get(error.errno, "mount a writable /dev/shm for them")
+    raise InputError(
+      f"cannot start worker processes ({error.strerror}): {advice}, or do"
+      " without them by --processes=0 or --config.data.workers=0"
+    ) from error
+  except RuntimeError as error:
+    if "bootstrapping" in str(error):  # of which the parent tells
+      os._exit(1)
+    raise
 
 
 def _executor(
-  processes: int, executors: list[ProcessPoolExecutor], leave: Connection
+  processes: int, executors: list[ProcessPoolExecutor], ends: Sequence
 ) -> ProcessPoolExecutor:
   # Forking would copy this process's threads' locks.
-  executor = ProcessPoolExecutor(
-    processes, multiprocessing.get_context("spawn"), _start, (leave,)
-  )
+  context = multiprocessing.get_context("spawn")
+  with starting():
+    executor = ProcessPoolExecutor(processes, context, _start, ends)
   executors.append(executor)
   return executor
 
 
-def _alone(function: Callable, item: Any, leave: Connection) -> Any:
+def _alone(function: Callable, item: Any, ends: Sequence) -> Any:
   executors: list[ProcessPoolExecutor] = []
-  with _executor(1, executors, leave) as executor:
+  with _executor(1, executors, ends) as executor:
     try:
-      return executor.submit(_call, function, item).result()
+      with _deaf():
+        future = executor.submit(_call, function, item)
+      return future.result()
     except BrokenProcessPool:
       return "crashed the decoder"
 
 
-def _start(leave: Connection) -> None:
-  """Prepares a worker process, which Ctrl-C in a terminal reaches, too."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start(leave: Connection, begins: Connection) -> None:
+  """Prepares a worker process."""
+  begins.send_bytes(b"1")
   # Mp3 decoders print notes; the report names those files.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
   threading.Thread(target=_end, args=(leave,), daemon=True).start()
