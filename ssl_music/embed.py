@@ -13,6 +13,7 @@ from pathlib import Path
 from ssl_music import command_line, interrupts
 from ssl_music.data.workers import cores
 from ssl_music.errors import report
+from ssl_music.text import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def _print_summary(done, folder: Path, shard: tuple[int, int] | None) -> None:
   )
   failed = sorted(done.failed.items())
   for path, reason in failed[:20]:
-    print(f"  failed {path}: {reason}")
+    print(printable(f"  failed {path}: {reason}"))
   if len(failed) > 20:
     print(f"  and {len(failed) - 20} more failed")
   if not done.merged:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from ssl_music import interrupts
+from ssl_music.text import printable
 
 
 class InputError(Exception):
@@ -37,7 +38,7 @@ def report(command: Callable[[], int | None]) -> None:
   try:
     code = command()
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     # What a library has left unfinished complains when it is thrown away.
     sys.unraisablehook = lambda _: None
     code = 2

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_music import interrupts, parallel
 from ssl_music.errors import InputError
+from ssl_music.text import printable
 
 # Where the processes are known without being told: JAX's names.
 _CLUSTERS = ("gcetpu", "gketpu", "slurm", "ompi")
@@ -309,7 +310,7 @@ def _failure(client: Any) -> dict | None:
 def _report(first: dict, failed: queue.SimpleQueue) -> None:
   """Says what has failed: in this process, or in another one before."""
   if first["process"] == jax.process_index():
-    print(f"\nerror: {first['text']}", file=sys.stderr)
+    print(f"\nerror: {printable(first['text'])}", file=sys.stderr)
     return
   mine = None
   with contextlib.suppress(queue.Empty):
@@ -317,4 +318,4 @@ def _report(first: dict, failed: queue.SimpleQueue) -> None:
   if mine != first["text"]:  # which has been said
     known = first["process"] is not None
     who = f"process {first['process']} has ended: " if known else ""
-    print(f"\nerror: {who}{first['text']}", file=sys.stderr)
+    print(f"\nerror: {who}{printable(first['text'])}", file=sys.stderr)

@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_music import command_line, interrupts
+from ssl_music import command_line, disk, interrupts
 from ssl_music.data.workers import cores
 from ssl_music.errors import InputError, report
+from ssl_music.text import cells, printable
 
 # Each kind is a module of `ssl_music.data`; here what its `plan` takes besides
 # the source and --max_seconds.
@@ -136,15 +137,13 @@ def _without_check(arguments: Sequence[str]) -> list[str]:
 
 
 def _write_report(path: str, columns: Sequence[str], rows: list[dict]) -> None:
-  try:
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-      table = csv.DictWriter(file, columns)
-      table.writeheader()
-      table.writerows(rows)
-  except OSError as error:
-    raise InputError(
-      f"cannot write {path} ({error.strerror}): give another --report"
-    ) from error
+  with (
+    disk.explained("write", path, option="--report"),
+    Path(path).open("w", newline="", encoding="utf-8") as file,
+  ):
+    table = csv.DictWriter(file, columns)
+    table.writeheader()
+    table.writerows(map(cells, rows))
 
 
 def _parser() -> command_line.Parser:
@@ -311,14 +310,14 @@ def _print_summary(summary: dict, plan: dict) -> None:
       f"  skipped in all: {', '.join(f'{n} {k}' for k, n in kinds.items())}"
     )
   for note in plan["notes"]:
-    print(f"note: {note}")
+    print(f"note: {printable(note)}")
   print(f"data set: {summary['folder']}")
   print(f"skipped and absent: {summary['folder'] / 'skipped.csv'}")
 
 
 def _print_list(what: str, items: list[str]) -> None:
   for item in items[:20]:
-    print(f"  {what} {item}")
+    print(f"  {what} {printable(item)}")
   if len(items) > 20:
     print(f"  and {len(items) - 20} more {what}")
 

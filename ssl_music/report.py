@@ -22,6 +22,7 @@ from ssl_music import (
   workdir,
 )
 from ssl_music.errors import InputError, report
+from ssl_music.text import cells
 
 PAGE = "index.html"  # by which a report's folder is known, too
 _JOBS = ("pretrain", "probe", "finetune")
@@ -271,7 +272,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
   writer.writeheader()
-  writer.writerows(rows)
+  writer.writerows(map(cells, rows))
   return buffer.getvalue()
 
 

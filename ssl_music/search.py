@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     queries, failed = embed(encoder, options.files, about["hop"])
     found = search(queries, paths, means, options.top)
     for file, near in found.items():
-      print(_FORMATS[options.format](printable(file), near))
+      print(_FORMATS[options.format](utf8(file), near))
   for file, reason in failed.items():
     print(printable(f"failed {file}: {reason}"), file=sys.stderr)
   if options.map is not None:
@@ -181,13 +181,13 @@ def _table(file: str, near: Sequence[tuple[str, float]]) -> str:
     f"  {rank:>3}  {cosine:6.3f}  {path}"
     for rank, (path, cosine) in enumerate(near, 1)
   ]
-  return "\n".join([file, *rows])
+  return "\n".join(map(printable, [file, *rows]))
 
 
 def _line(file: str, near: Sequence[tuple[str, float]]) -> str:
   named = [{"path": path, "cosine": cosine} for path, cosine in near]
   about = {"path": file, "neighbours": named}
-  return json.dumps(about, ensure_ascii=False)
+  return printable(json.dumps(about, ensure_ascii=False))
 
 
 _FORMATS = {"table": _table, "json": _line}

@@ -17,7 +17,7 @@ import numpy as np
 
 from ssl_music import command_line
 from ssl_music.errors import InputError, report
-from ssl_music.text import utf8
+from ssl_music.text import cell, printable, utf8
 
 Tags = dict[str, float]
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     file=sys.stderr,
   )
   for name, reason in failed.items():
-    print(f"  failed {name}: {reason}", file=sys.stderr)
+    print(printable(f"  failed {name}: {reason}"), file=sys.stderr)
   return 1 if failed else 0
 
 
@@ -109,8 +109,8 @@ def write_table(file: TextIO) -> Callable[[str, Tags], None]:
   """Returns a function that writes a file's tags for people to read."""
 
   def write(path: str, tags: Tags) -> None:
-    rows = [f"  {value:.3f}  {tag}\n" for tag, value in tags.items()]
-    file.write(f"{path}\n{''.join(rows)}")
+    rows = [f"  {value:.3f}  {tag}" for tag, value in tags.items()]
+    file.writelines(f"{printable(line)}\n" for line in [path, *rows])
 
   return write
 
@@ -120,7 +120,7 @@ def write_lines(file: TextIO) -> Callable[[str, Tags], None]:
 
   def write(path: str, tags: Tags) -> None:
     about = {"path": path, "tags": tags}
-    file.write(json.dumps(about, ensure_ascii=False) + "\n")
+    file.write(printable(json.dumps(about, ensure_ascii=False)) + "\n")
 
   return write
 
@@ -131,7 +131,8 @@ def write_csv(file: TextIO) -> Callable[[str, Tags], None]:
   rows.writerow(("path", "tag", "probability"))
 
   def write(path: str, tags: Tags) -> None:
-    rows.writerows((path, tag, f"{value:.6f}") for tag, value in tags.items())
+    for tag, value in tags.items():
+      rows.writerow((cell(path), cell(tag), f"{value:.6f}"))
 
   return write
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ssl_music import disk, progress
 from ssl_music.data import audio, files, parts, plans, ready, workers, writer
+from ssl_music.text import printable
 
 _SHOWN = 10  # of a list; the whole is in the CSV that --report names
 _SHOWN_TAGS = 10
@@ -109,7 +110,7 @@ def table(plan: Mapping[str, Any], found: Mapping[str, Any]) -> str:
       [f"{name}: {why} ({where})" for name, why, where in found["known_bad"]],
     )
   for (one, other), names in found["artists"].items():
-    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    some = printable(", ".join(names[:3])) + (", …" if len(names) > 3 else "")
     lines.append(f"{len(names)} artists in both {one} and {other}: {some}")
   if counts.keys() & {*plans.SCORED} and not any(
     track["artist"] for track in plan["tracks"]
@@ -119,7 +120,7 @@ def table(plan: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     some = ", ".join(tags[:_SHOWN_TAGS])
     some += ", …" if len(tags) > _SHOWN_TAGS else ""
     lines.append(f"{len(tags)} tags without a positive in {split}: {some}")
-  lines += [f"note: {note}" for note in found["notes"]]
+  lines += [f"note: {printable(note)}" for note in found["notes"]]
   return "\n".join(lines)
 
 
@@ -262,4 +263,5 @@ def _known_bad(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _listed(title: str, items: Sequence[str]) -> list[str]:
   more = [f"  and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
-  return [title, *(f"  {item}" for item in items[:_SHOWN]), *more]
+  shown = [f"  {printable(item)}" for item in items[:_SHOWN]]
+  return [title, *shown, *more]

@@ -32,6 +32,7 @@ from ssl_music import disk, progress
 from ssl_music.data import audio, finish, parts, plans, records, workers
 from ssl_music.errors import InputError, Resumable
 from ssl_music.lock import hold
+from ssl_music.text import cells
 
 COLUMNS = ("id", "path", "split", "row", "samples", "rms", "tags")
 SKIPPED = ("id", "path", "split", "reason")
@@ -170,7 +171,7 @@ def _write_parts(
   with (whole / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, SKIPPED)
     table.writeheader()
-    table.writerows(skipped)
+    table.writerows(map(cells, skipped))
   card = plans.describe(plan) | {"sealed": True}
   text = json.dumps(card, indent=2, ensure_ascii=False)
   (whole / "card.json").write_text(text + "\n", encoding="utf-8")

@@ -146,5 +146,5 @@ def test_a_full_temporary_folder_is_explained(source, monkeypatch):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(ready.audio, "normalise", refuse)
-  with pytest.raises(InputError, match=r"No space left.* set TMPDIR"):
+  with pytest.raises(InputError, match=r"No space left.* another TMPDIR"):
     check.examine(plan_of(source), source)

@@ -94,16 +94,13 @@ def test_of_endings_that_fit_the_longest_is_cut():
   assert files.by_stem(["7.very.low.mp3"], endings) == {"7": "7.very.low.mp3"}
 
 
-def test_names_that_are_no_text_can_be_printed(tmp_path):
+def test_names_that_are_no_text_are_found(tmp_path):
   name = os.fsdecode(b"caf\xe9.wav")
   try:
     put(tmp_path, name)
   except OSError:
     pytest.skip("this disk takes UTF-8 names only")
-  (path,) = files.find_audio(tmp_path)
-  assert path == name  # can be opened
-  assert files.printable(path) == "caf\\udce9.wav"
-  assert files.printable("é 日.wav") == "é 日.wav"
+  assert files.find_audio(tmp_path) == [name]  # can be opened
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
