@@ -58,7 +58,7 @@ def test_tags_are_those_of_each_file_alone(probe, music, tmp_path, capsys):
   said = capsys.readouterr()
   assert said.out == ""
   assert "2 files tagged, 1 failed" in said.err
-  assert f"failed {music / 'z.mp3'}: undecodable" in said.err
+  assert f"failed {music / 'z.mp3'}: is a text file" in said.err
   encoder = ssl_music.load(probe)
   lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
   assert [line["path"] for line in lines] == [
