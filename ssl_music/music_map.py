@@ -10,8 +10,9 @@ mean little.
 import base64
 import io
 import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,8 +24,9 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from ssl_music import map_page, neighbours, progress
-from ssl_music.data import audio, tables, workers
+from ssl_music.data import audio, files, tables, workers
 from ssl_music.errors import InputError
+from ssl_music.text import printable
 
 _PROJECTED = 5000
 _DRAWN = 50_000
@@ -57,8 +59,8 @@ def write(
     top: neighbours of each track.
     embedded: whether the page holds a clip of each track, as mp3, which every
       browser plays; else it links to the files, relative to where it lies.
-    manifest: CSV with `path` and `tags` (separated by "|"). A row is of the
-      tracks whose path ends with its path.
+    manifest: CSV with `path` and `tags` (see `tables.tag_lists`). A row is of
+      the tracks whose path ends with its path.
 
   Returns:
     how many tracks are drawn.
@@ -208,28 +210,33 @@ def read_tags(
     InputError: the file is no such CSV, or names none of the tracks.
   """
   table = tables.read(manifest, needed=("path", "tags"))
-  path, tags = table.column("path"), table.column("tags")
-  rows = {
-    os.path.normpath(fields[path].strip()): fields[tags].split("|")
-    for _, fields in table.rows
-  }
-  found = [_of_ending(one, rows) for one in paths]
+  names = [os.path.normpath(path.strip()) for path in table.values("path")]
+  tags = tables.tag_lists(table.values("tags"))
+  rows = dict(zip(names, tags, strict=True))
+  find = files.finder(rows)
+  found = [_row_of(one, find) for one in paths]
   if not any(found):
     raise InputError(
       f"{manifest} names no track of the map: its paths must be the ends of"
-      f" theirs, such as {paths[0]}"
+      f" theirs, such as {printable(paths[0])}"
     )
-  return [[tag.strip() for tag in one if tag.strip()] for one in found]
+  if others := [name for name in rows if name not in {*found}]:
+    print(
+      f"note: {len(others)} of {len(rows)} manifest rows name no track of"
+      f" the map, such as {printable(others[0])}",
+      file=sys.stderr,
+    )
+  return [rows[name] if name else [] for name in found]
 
 
-def _of_ending(path: str, rows: dict[str, list[str]]) -> list[str]:
+def _row_of(path: str, find: Callable[[str], str | None]) -> str | None:
   """Returns the row of the longest ending of a path."""
   ending = path
-  while ending not in rows:
+  while (name := find(ending)) is None:
     _, mark, ending = ending.lstrip("/").partition("/")
     if not mark:
-      return []
-  return rows[ending]
+      return None
+  return name
 
 
 def links(paths: Sequence[str], folder: Path) -> list[str]:

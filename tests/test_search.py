@@ -277,3 +277,12 @@ def test_a_manifest_that_names_no_track(tmp_path):
   manifest.write_text("path,tags\nz.wav,x\n")
   with pytest.raises(InputError, match="names no track"):
     music_map.read_tags(manifest, ["/music/a.wav", "/music/zz.wav"])
+
+
+def test_rows_of_a_manifest_that_name_no_track_are_counted(tmp_path, capsys):
+  manifest = tmp_path / "tags.csv"
+  manifest.write_text('path,tags\nCafé.wav,"x, y"\nb.wav,z\nc.wav,z\n', "utf-8")
+  paths = ["/music/Cafe\u0301.wav", "/music/d.wav"]
+  assert music_map.read_tags(manifest, paths) == [["x", "y"], []]
+  said = capsys.readouterr().err
+  assert "2 of 3 manifest rows" in said and "such as b.wav" in said

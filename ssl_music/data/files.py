@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ssl_music.data import audio
@@ -45,6 +47,29 @@ def _warn(error: OSError) -> None:
     f" ({error.strerror})",
     file=sys.stderr,
   )
+
+
+def finder(names: Iterable[str]) -> Callable[[str], str | None]:
+  """Returns a function that finds a table's name among those on disk.
+
+  An accent may be a letter's own (Unicode's NFC) or a sign behind it (NFD, as
+  Macs write it). A name that is there is found as it is; of another, the one
+  that differs in nothing else. None is what is not there, or not clear.
+
+  Args:
+    names: on disk.
+  """
+  alike = defaultdict(list)
+  for name in names:
+    alike[unicodedata.normalize("NFC", name)].append(name)
+
+  def find(name: str) -> str | None:
+    same = alike.get(unicodedata.normalize("NFC", name), [])
+    if name in same:
+      return name
+    return same[0] if len(same) == 1 else None
+
+  return find
 
 
 def by_stem(

@@ -1,7 +1,9 @@
 """Somebody's own folder of audio, with or without a manifest."""
 
 import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ def plan(
   Args:
     source: the folder, searched recursively.
     manifest: CSV (UTF-8) with a header: `path` (relative to `source`), `tags`
-      (separated by "|"), and, where known, `artist` and `split`.
+      (see `tables.tag_lists`), and, where known, `artist` and `split`.
     max_seconds: how much of each track is kept, from its start; None is all.
     seed: of the split, where the manifest has none: 70/10/20 % of the tracks,
       no artist in two splits (no artist given: by track).
@@ -62,7 +64,7 @@ def plan(
     )
   labelled = {}
   if manifest:
-    labelled = read_manifest(Path(manifest), source)
+    labelled = read_manifest(Path(manifest), source, paths)
     _make_splits(labelled, seed)
     named = {os.path.realpath(source / path) for path in labelled}
     paths = [p for p in paths if os.path.realpath(source / p) not in named]
@@ -83,6 +85,7 @@ def plan(
     Load(max_seconds),
     tags=sorted({tag for track in tracks for tag in track["tags"]}),
     description=f"A folder of {len(tracks)} audio files.",
+    notes=_notes(track["tags"] for track in tracks),
   )
 
 
@@ -97,12 +100,15 @@ class Load:
     return audio.stream(track["file"], max_seconds=self._max_seconds)
 
 
-def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
+def read_manifest(
+  manifest: Path, source: Path, there: Iterable[str]
+) -> dict[str, dict]:
   """Reads a manifest.
 
   Args:
     manifest: see `plan`.
     source: the folder that its paths are relative to.
+    there: the audio in it, of `files.find_audio`.
 
   Returns:
     {path: {"tags", "artist", "split"}}; rows without tags are left out, since
@@ -116,26 +122,29 @@ def read_manifest(manifest: Path, source: Path) -> dict[str, dict]:
   column = {name: table.columns.index(name) for name in table.columns}
   found: dict[str, dict] = {}
   missing, named = [], set()
-  for line, fields in table.rows:
+  find = files.finder(there)
+  tags = tables.tag_lists(table.values("tags"))
+  for (line, fields), own in zip(table.rows, tags, strict=True):
     row = {
       name: fields[column[name]] if name in column else ""
       for name in ("path", "tags", "artist", "split")
     }
     place = tables.where(manifest, line, "path")
     path = tables.inside(row["path"], place)
+    path = find(path) or path
     real = os.path.realpath(source / path)  # links give a file several names
     if real in named:
       raise InputError(f"{place} names {path} again: keep one row a file")
     named.add(real)
     if not os.path.isfile(source / path):  # noqa: PTH113 (never raises)
-      missing.append((place, path))
-    found[path] = _row(row, manifest, line)
+      missing.append(f"{path} (line {line})")
+    found[path] = _row(row, own, manifest, line)
   if missing:
-    place, path = missing[0]
-    more = f" and {len(missing) - 1} more rows" if len(missing) > 1 else ""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise InputError(
-      f"{place}: no file {path} in {source}{more}: add the file or remove the"
-      " row"
+      f"{manifest}: of {len(found)} rows, {len(missing)} name no file in"
+      f" {source}: {', '.join(missing[:3])}{more}: add the files or remove the"
+      " rows"
     )
   return {path: row for path, row in found.items() if row["tags"]}
 
@@ -165,8 +174,9 @@ def split_by_group(groups: Sequence[str], seed: int) -> list[str]:
   return [split[group] for group in groups]
 
 
-def _row(row: dict[str, str], manifest: Path, line: int) -> dict:
-  tags = sorted({tag.strip() for tag in row["tags"].split("|")} - {""})
+def _row(
+  row: dict[str, str], tags: list[str], manifest: Path, line: int
+) -> dict:
   bad = [tag for tag in tags if not tag.isprintable()]
   if bad:
     raise InputError(
@@ -184,8 +194,29 @@ def _row(row: dict[str, str], manifest: Path, line: int) -> dict:
       f"{place}: a {split} track without tags: give it some, or the split"
       " unlabelled"
     )
-  artist = row["artist"].strip()
+  artist = unicodedata.normalize("NFC", row["artist"].strip())
   return {"tags": tags, "artist": artist, "split": _SPLIT_NAMES[split]}
+
+
+def _notes(tags: Iterable[Sequence[str]]) -> list[str]:
+  """Returns sentences on tags that may be meant otherwise."""
+  counts = Counter(tag for one in tags for tag in one)
+  notes, alike = [], defaultdict(list)
+  for tag in sorted(counts):
+    alike[tag.casefold()].append(f"{tag!r} ({counts[tag]} tracks)")
+  notes += [
+    f"tags {' and '.join(same)} differ in nothing but case: give them one name"
+    " if they are one"
+    for same in alike.values()
+    if len(same) > 1
+  ]
+  listed = [tag for tag in counts if "," in tag or ";" in tag]
+  if listed:
+    notes.append(
+      f"{len(listed)} tags hold a comma or semicolon, such as {listed[0]!r}:"
+      " write | between two tags"
+    )
+  return notes
 
 
 def _make_splits(labelled: dict[str, dict], seed: int) -> None:

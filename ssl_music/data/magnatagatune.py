@@ -123,6 +123,7 @@ def plan(
   source = Path(source)
   lists = _find_lists(source, split, split_files)
   audio = files.by_stem(files.find_audio(source))
+  find = files.finder(audio)
   if not (source / ANNOTATIONS).is_file():
     raise InputError(
       f"{source} does not hold MagnaTagATune: no {ANNOTATIONS} in it (looked"
@@ -139,7 +140,7 @@ def plan(
   rows = []
   for part, index in chosen.clips:
     stem = stems[index]
-    path = audio.get(f"mp3/{stem}") or audio.get(stem)
+    path = audio.get(find(f"mp3/{stem}") or find(stem))
     rows.append(
       {
         "id": clips.ids[index],

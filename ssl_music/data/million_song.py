@@ -42,7 +42,7 @@ Layout, where the split's files may also lie in SOURCE itself:
 """
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ssl_music.data import audio, files, folder, plans, tables
@@ -200,7 +200,7 @@ def _read_split(
 
 
 def _read_paths(
-  path: Path, there: Container[str]
+  path: Path, there: Collection[str]
 ) -> dict[str, tuple[str, str]]:
   """Reads the table of audio files: {id: (path, artist)}."""
   if not path.is_file():
@@ -214,6 +214,7 @@ def _read_paths(
   known = audio.EXTENSIONS + audio.AV_EXTENSIONS
   found: dict[str, tuple[str, str]] = {}
   taken: dict[str, int] = {}
+  find = files.finder(there)
   for line, row in table.rows:
     msd_id = row[ids].strip()
     splits.check_id(
@@ -226,6 +227,7 @@ def _read_paths(
       )
     place = tables.where(path, line, "path")
     file = tables.inside(row[column], place)
+    file = find(file) or file
     if file in taken:
       raise InputError(
         f"{place} names {file!r} again (line {taken[file]}): give each track a"
@@ -248,7 +250,7 @@ def _notes(
   table: Path,
   tracks: Mapping[str, tuple[str, list[str]]],
   given: Mapping[str, tuple[str, str]],
-  there: Container[str],
+  there: Collection[str],
 ) -> list[str]:
   """Says how the split's tracks, their tags and the files fit."""
   labelled = [entry for entry in tracks.values() if entry[0] in plans.SCORED]

@@ -1,6 +1,7 @@
 """Reads the splits of the Million Song Dataset; see `million_song`."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,13 +192,13 @@ def read_own(path: Path, tags_path: Path | None) -> Split:
     InputError: with line and column.
   """
   table = tables.read(path, needed=("msd_id", "split", "tags"))
-  ids, parts, fields = map(table.column, ("msd_id", "split", "tags"))
+  ids, parts = map(table.column, ("msd_id", "split"))
   tags = [] if tags_path is None else _lines_vocabulary(tags_path)
   known = set(tags)
   rows = []
-  for line, row in table.rows:
+  listed = tables.tag_lists(table.values("tags"))
+  for (line, row), names in zip(table.rows, map(set, listed), strict=True):
     part = _OWN_SPLITS.get(row[parts].strip().lower())
-    names = {tag.strip() for tag in row[fields].split("|")} - {""}
     if part is None:
       raise InputError(
         f"{tables.where(path, line, 'split')}: unknown split"
@@ -314,6 +315,7 @@ def _vocabulary(
   tags: dict[str, str] = {}
   for place, tag in named:
     _check_tag(place, tag)
+    tag = unicodedata.normalize("NFC", tag)
     if tag in tags:
       raise InputError(f"{place} names tag {tag!r} again: keep it once")
     tags[tag] = place

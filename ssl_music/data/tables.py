@@ -7,6 +7,8 @@ Every complaint names the file and, where there is one, the line and column:
 import csv
 import io
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,15 @@ class Table(NamedTuple):
     if name not in self.columns:
       raise InputError(_no_column(self.path, [name], self.columns))
     return self.columns.index(name)
+
+  def values(self, name: str) -> list[str]:
+    """Returns the fields of a column, one a row.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    index = self.column(name)
+    return [fields[index] for _, fields in self.rows]
 
 
 def read(
@@ -112,6 +123,24 @@ def read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
   lines = _text(Path(path), "utf-8-sig").split("\n")
   stripped = [(number, line.strip()) for number, line in enumerate(lines, 1)]
   return [(number, line) for number, line in stripped if line]
+
+
+def tag_lists(cells: Sequence[str]) -> list[list[str]]:
+  """Returns the tags in each cell of a column, sorted, each once, in NFC.
+
+  They are separated by "|"; in a column without any, by commas or semicolons.
+
+  Args:
+    cells: the whole column.
+  """
+  mark = "[|]" if any("|" in cell for cell in cells) else "[,;]"
+  return [
+    sorted(
+      {unicodedata.normalize("NFC", t.strip()) for t in re.split(mark, cell)}
+      - {""}
+    )
+    for cell in cells
+  ]
 
 
 def where(

@@ -3,6 +3,7 @@
 import io
 import itertools
 import random
+import unicodedata
 
 import numpy as np
 
@@ -168,8 +169,17 @@ def dicts(data, delimiter=",", quoted=True, encoding="utf-8", rest=None):
   return found
 
 
-def words(text: str) -> frozenset[str]:
-  return frozenset(word.strip() for word in text.split("|")) - {""}
+def words(cells: list[str]) -> list[frozenset[str]]:
+  """Returns the tags of a column's cells."""
+  if not any("|" in cell for cell in cells):
+    cells = [cell.replace(",", "|").replace(";", "|") for cell in cells]
+  return [
+    frozenset(
+      unicodedata.normalize("NFC", word.strip()) for word in cell.split("|")
+    )
+    - {""}
+    for cell in cells
+  ]
 
 
 def npy(array: np.ndarray) -> bytes:

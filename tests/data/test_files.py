@@ -118,3 +118,14 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
   assert files.find_audio(tmp_path) == ["open/a.wav"]
   said = capsys.readouterr().err
   assert "shut (Permission denied)" in said
+
+
+def test_a_name_is_found_however_its_accents_are_written():
+  nfc, nfd, mixed = "Café/é.mp3", "Cafe\u0301/e\u0301.mp3", "Café/e\u0301.mp3"
+  find = files.finder([nfd, "b.mp3", os.fsdecode(b"\xff.mp3")])
+  assert find(nfc) == find(nfd) == find(mixed) == nfd
+  assert find("b.mp3") == "b.mp3"
+  assert find("c.mp3") is None
+  assert find(os.fsdecode(b"\xff.mp3"))
+  both = files.finder([nfc, nfd])
+  assert (both(nfc), both(nfd), both(mixed)) == (nfc, nfd, None)

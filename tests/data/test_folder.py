@@ -1,4 +1,5 @@
 import collections
+import unicodedata
 
 import numpy as np
 import pytest
@@ -74,8 +75,11 @@ def test_manifest_gives_tags_and_split(source):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("path,tags\nx.wav,t\n", r"line 2, column 'path': no file x\.wav"),
-    ("path,tags\nx.wav,t\ny.wav,t\n", "and 1 more rows"),
+    ("path,tags\nx.wav,t\n", r"of 1 rows, 1 name no file.*: x.wav \(line 2\)"),
+    (
+      "path,tags\nd.aif,t\n1.wav,t\n2.wav,t\n3.wav,t\n4.wav,t\n5.wav,t\n",
+      r"of 6 rows, 5 name no file in .*: 1.wav .*, 3.wav \(line 5\) and 2 more",
+    ),
     ("path,tags\n../x.wav,t\n", "line 2, column .path.: .* leaves the folder"),
     ("path,tags\nsub/../../x.wav,t\n", "leaves the folder"),
     ("path,tags\n/etc/passwd,t\n", "leaves the folder"),
@@ -93,13 +97,61 @@ def test_manifest_gives_tags_and_split(source):
     ("path,tags,split\na.wav,t,exam\n", "unknown split 'exam'"),
     ("path,tags,split\na.wav,t,train\nd.aif,t,\n", "for all or for none"),
     ("path,tags,split\na.wav,,test\n", "a test track without tags"),
-    (f"path,tags\n{'x' * 300}.wav,t\n", "line 2.*: no file xxx"),
+    (f"path,tags\n{'x' * 300}.wav,t\n", r"xxx.wav \(line 2\)"),
     ("path,tags\n,t\n", "line 2.*is no path"),
   ],
 )
 def test_wrong_manifests_are_explained(source, text, message):
   with pytest.raises(InputError, match=message):
     folder.plan(source, manifest=manifest(source, text))
+
+
+def test_commas_separate_tags_where_nothing_else_does(source):
+  """Else they belong to a tag: "Folk, World" is one, of Discogs."""
+  for cell, tags, noted in (
+    ('"rock, pop"', ["pop", "rock"], False),
+    ("rock; pop;rock", ["pop", "rock"], False),
+    ("rock", ["rock"], False),
+    ('"rock, pop|"', ["rock, pop"], True),
+    ('"Folk, World|rock"', ["Folk, World", "rock"], True),
+  ):
+    plan = folder.plan(
+      source, manifest=manifest(source, f"path,tags\na.wav,{cell}\nd.aif,x\n")
+    )
+    assert by_path(plan)["a.wav"]["tags"] == tags
+    assert any("hold a comma" in note for note in plan["notes"]) == noted
+  text = 'path,tags\na.wav,"Folk, World"\nd.aif,rock|pop\n'
+  plan = folder.plan(source, manifest=manifest(source, text))
+  assert plan["tags"] == ["Folk, World", "pop", "rock"]
+
+
+def test_tags_that_differ_in_case_are_asked_about(source):
+  text = "path,tags\na.wav,Rock|pop\nd.aif,rock\nsub/c.Ogg,Rock\n"
+  (note,) = folder.plan(source, manifest=manifest(source, text))["notes"]
+  said = "tags 'Rock' (2 tracks) and 'rock' (1 tracks) differ in nothing but"
+  assert note.startswith(said)
+
+
+def test_an_accent_may_be_written_in_two_ways(source):
+  """As Macs write it in file names (NFD), and others in tables (NFC)."""
+  one, two = (unicodedata.normalize(f, "Café/Ünï.wav") for f in ("NFC", "NFD"))
+  (source / two).parent.mkdir()
+  (source / two).write_bytes(b"x")
+  rows = f"{one},Ébène,Björk\na.wav,E\u0301be\u0300ne,Bjo\u0308rk\n"
+  text = f"path,tags,artist\n{rows}"
+  plan = folder.plan(source, manifest=manifest(source, text))
+  tracks = by_path(plan)
+  assert one not in tracks
+  assert tracks[two]["file"] == str(source / two)
+  assert plan["tags"] == ["Ébène"]
+  assert tracks[two]["artist"] == tracks["a.wav"]["artist"] == "Björk"
+  assert tracks[two]["split"] == tracks["a.wav"]["split"]  # no artist in two
+  (source / one).parent.mkdir()
+  (source / one).write_bytes(b"x")  # now it is another file
+  text = f"path,tags\n{one},a\n{two},b\n"
+  tracks = by_path(folder.plan(source, manifest=manifest(source, text)))
+  assert tracks[one]["tags"] == ["a"]
+  assert tracks[two]["tags"] == ["b"]
 
 
 def test_wrong_encoding_is_explained(source):

@@ -68,12 +68,14 @@ def folder_kind() -> Kind:
 
   def says(damaged):
     rows = {}
-    for row in damage.dicts(damaged["m.csv"]):
+    table = list(damage.dicts(damaged["m.csv"]))
+    tags = damage.words([row["tags"] for row in table])
+    for row, own in zip(table, tags, strict=True):
       path = posixpath.normpath(row["path"].strip())
       if path in rows:
         raise damage.WrongError("twice")
       split = row.get("split", "").strip().lower()
-      rows[path] = aliases.get(split, split) or "?", damage.words(row["tags"])
+      rows[path] = aliases.get(split, split) or "?", own
     found = {}
     for path in rows.keys() | set(present):
       split, tags = rows.get(path, ("", set()))
@@ -210,10 +212,12 @@ def own_split_kind() -> Kind:
 
   def says(damaged):
     rows = []
-    for row in damage.dicts(damaged["own.csv"]):
+    table = list(damage.dicts(damaged["own.csv"]))
+    tags = damage.words([row["tags"] for row in table])
+    for row, own in zip(table, tags, strict=True):
       split = row["split"].strip().lower()
       split = "validation" if split == "valid" else split
-      rows.append((row["msd_id"].strip(), split, damage.words(row["tags"])))
+      rows.append((row["msd_id"].strip(), split, own))
     return with_files(rows, msd_files(damaged["paths.csv"]))
 
   files = dict.fromkeys(MSD_AUDIO, b"x")
