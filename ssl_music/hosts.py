@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -80,14 +80,15 @@ def start(coordinator: str | None, processes: int | None, process: int | None):
   # SIGTERM is ours, see `agreement`.
   jax.config.update("jax_enable_preemption_service", False)
   _explain_aborts()
-  jax.distributed.initialize(
-    coordinator,
-    processes,
-    process,
-    cluster_detection_method=cluster or "deactivate",
-    initialization_timeout=_MEETING,
-    heartbeat_timeout_seconds=_SILENCE_OF_JAX,
-  )
+  with _patience():
+    jax.distributed.initialize(
+      coordinator,
+      processes,
+      process,
+      cluster_detection_method=cluster or "deactivate",
+      initialization_timeout=2 * _MEETING,  # which would end in an abort
+      heartbeat_timeout_seconds=_SILENCE_OF_JAX,
+    )
 
 
 def is_first() -> bool:
@@ -209,22 +210,65 @@ def _client() -> Any:
 def _detect() -> str | None:
   """Returns the name of the cluster of several processes that this is one of.
 
-  A shell on a SLURM node is a step of one task in an allocation of many.
+  A shell on a SLURM node is a step of one task in an allocation of many; or one
+  of many tasks, of which the others have no terminal and have ended.
   """
   for kind in clusters.ClusterEnv._cluster_types:
     if kind.name in _CLUSTERS and kind.is_env_present():
+      count = kind.get_process_count()
+      if kind.name == "slurm" and _in_shell():
+        print(
+          f"note: in a shell of SLURM ({count} tasks) this process runs alone;"
+          " srun python -m ssl_music.main runs them all",
+          file=sys.stderr,
+        )
+        return None
       alone = os.environ.get("SLURM_STEP_NUM_TASKS") == "1"
-      if kind.get_process_count() > 1 and not (kind.name == "slurm" and alone):
+      if count > 1 and not (kind.name == "slurm" and alone):
         return kind.name
   return None
+
+
+def _in_shell() -> bool:
+  """Says whether this is below a shell of `srun --pty` that has many tasks."""
+  settings = os.environ
+  return (
+    "SLURM_PTY_PORT" in settings
+    and settings.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    and settings.get("SLURM_TASK_PID") != str(os.getpid())
+  )
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+  """Ends the process where the others do not come in time."""
+
+  def give_up() -> None:
+    print(
+      f"\nerror: not all processes have met within {_MEETING} s: start the same"
+      " command on every machine, and see that all reach process 0",
+      file=sys.stderr,
+    )
+    interrupts.leave(1)
+
+  print(
+    f"meeting the other processes, for {_MEETING} s at most", file=sys.stderr
+  )
+  timer = threading.Timer(_MEETING, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def _explain_aborts() -> None:
   """Adds a clear word where JAX aborts the process.
 
-  It does where the coordinator is gone, or never comes, and lets nobody catch
-  it. Python's own signal handlers would come too late; this one runs within
-  abort(), in a thread of JAX's.
+  It does where the coordinator is gone, and lets nobody catch it. Python's own
+  signal handlers would come too late; this one runs within abort(), in a thread
+  of JAX's.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = [ctypes.c_int, _Handler]

@@ -216,6 +216,7 @@ def test_wrong_flags_are_explained(given):
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]"}
+PTY = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PTY_PORT": "5"}
 SLURM |= {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
 
 
@@ -225,6 +226,9 @@ SLURM |= {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     ({}, "slurm"),
     ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
     ({"SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell in an allocation
+    # In a shell that is a task, and as a task, both of srun --pty.
+    (PTY | {"SLURM_TASK_PID": "1"}, None),
+    (PTY | {"SLURM_TASK_PID": str(os.getpid())}, "slurm"),
   ],
 )
 def test_slurms_tasks_are_found(monkeypatch, changed, found):
@@ -232,6 +236,20 @@ def test_slurms_tasks_are_found(monkeypatch, changed, found):
   for name, value in (SLURM | changed).items():
     monkeypatch.setenv(name, value)
   assert hosts._detect() == found
+
+
+def test_who_comes_alone_does_not_wait_for_ever():
+  script = (
+    "from ssl_music import hosts; hosts._MEETING = 1;"
+    " hosts.start('localhost:9', 2, 1)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  meeting, _, error = done.stderr.splitlines()
+  assert meeting == "meeting the other processes, for 1 s at most"
+  assert "error: not all processes have met within 1 s: start the" in error
 
 
 def test_a_single_process_does_not_wait():
