@@ -92,8 +92,11 @@ def load(config, scratch: Path) -> dict:
     parts[split] = Tracks(config.data.name, (split,), config.data.data_dir)
   frozen = features.load_encoder(config, parts["train"])
   for split, tracks in parts.items():
-    most = config.probe.segments if split == "train" else None
-    where = features.choose_segments(tracks, frozen.seconds, most)
+    train = split == "train"
+    most = config.probe.segments if train else None
+    where = features.choose_segments(
+      tracks, frozen.seconds, most, sounding=train
+    )
     chosen[split] = tracks, where
   vectors = embeddings.cached(
     frozen,

@@ -39,9 +39,9 @@ def prepare(
 
   Args:
     config: of `config.pretraining`; "online" names the data set, prefixes of
-      its tags, and how many tracks of either split and segments of a track are
-      taken at most. The subset depends on these and on "data.seconds" alone, so
-      runs of other seeds, batches or tasks are scored on the same.
+      its tags, and how many tracks of either split and sounding segments of a
+      track are taken at most. The subset depends on these and on "data.seconds"
+      alone, so runs of other seeds, batches or tasks are scored on the same.
     mesh: of devices, whose number divides config.batch.
 
   Returns:
