@@ -393,9 +393,8 @@ def _read_file(
     if len(block):
       yield rate, block
     if len(block) < frames:  # the end; asking again would seek, which costs
-      wanted = file.frames
-      if part.frames is not None:  # of such a file, libsndfile but guesses
-        wanted = min(wanted, part.frames)
+      # Of a file without a count, libsndfile guesses.
+      wanted = file.frames if part.frames is None else part.frames
       check_whole(part, read / rate, wanted / rate)
       return
 
@@ -412,8 +411,8 @@ def check_whole(
   """
   if part.share is None:
     raise AudioError(
-      f"truncated (ends after {seconds:.1f} s, without the last page of an Ogg"
-      " stream)"
+      f"truncated or damaged (after {seconds:.1f} s, the Ogg stream does not"
+      " end as it should)"
     )
   wanted = max(wanted or 0.0, seconds / part.share)
   if seconds < wanted - TRUNCATION_TOLERANCE:

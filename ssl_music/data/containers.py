@@ -32,6 +32,9 @@ def parts(path: Path) -> tuple[list[Part], kinds.Kind | None]:
     start = window.skip_tags(file, 0)
     kind = kinds.identify(file.at(start, kinds.HEAD))
     name = kind.name if kind else ""
+    if kind is None and path.suffix.lower() == ".mp3":  # junk may be in front
+      found = [p._replace(plain=False) for p in mpeg.split(file, start)]
+      return found or [Part(((0, file.size),))], kind
     if name == "an MP3 file":
       return list(mpeg.split(file, start)) or [Part(((0, file.size),))], kind
     find_starts, find_part = _CONTAINERS.get(name, (None, None))
@@ -84,14 +87,15 @@ def _ogg_starts(file: File, at: int) -> Iterator[int]:
 
 
 def _ogg_part(file: File, at: int, stop: int) -> Part:
-  """Streams that are whole end with a page that says so."""
-  begun, ended = set(), set()
+  """Streams that are whole end with a page that says so, and there alone."""
+  open_, strays = set(), False
   for _, end, flags, stream in _pages(file, at, stop):
     if flags & 2:
-      begun.add(stream)
+      open_.add(stream)
+    strays |= stream not in open_
     if flags & 4 and end <= stop:
-      ended.add(stream)
-  return Part(((at, stop),), share=1.0 if begun <= ended else None)
+      open_.discard(stream)
+  return Part(((at, stop),), share=None if open_ or strays else 1.0)
 
 
 # WAV and AIFF ----------------------------------------------------------------

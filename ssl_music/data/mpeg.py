@@ -112,11 +112,12 @@ def _part(
     share = count / info.frames if cut else 1.0
     return Part(ranges, plain=plain, frames=count * stream.samples, share=share)
   head = bytearray(info.head)
+  head[4 : info.at - 8] = bytes(info.at - 12)  # else it passes for a sound
   if not cut:  # of a cut one, the decoder tells what is missing
     struct.pack_into(">I", head, info.at, count)
     if info.bytes is not None:
       struct.pack_into(">I", head, info.at + 4, length)
-  return Part(ranges, bytes(head), plain and (cut or count == info.frames))
+  return Part(ranges, bytes(head), plain and head == info.head)
 
 
 def _side(stream: _Stream) -> int:

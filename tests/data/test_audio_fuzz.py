@@ -32,6 +32,7 @@ SNDFILE = {
   "a.opus": {"format": "OGG", "subtype": "OPUS"},
   "a.mp3": {},
   "a.aiff": {},
+  "a.au": {},
 }
 AV = {
   "a.m4a": "aac",
@@ -121,7 +122,11 @@ def repeat(random, data):
   return data
 
 
-MUTATIONS = (flip, cut, cut_front, zero, extreme, extreme, swap, repeat)
+def join(random, data):
+  return data + data[somewhere(random, data) * int(random.integers(2)) :]
+
+
+MUTATIONS = (join, flip, cut, cut_front, zero, extreme, extreme, swap, repeat)
 
 
 def mutate(random, data):

@@ -208,11 +208,38 @@ def test_an_ogg_stream_ends_with_a_page_that_says_so(tmp_path, kind):
   data = encode(kind, noise(20))
   last = data.rindex(b"OggS")
   with pytest.raises(
-    audio.AudioError, match=r"truncated \(ends after 1.\.. s, without the last"
+    audio.AudioError, match=r"damaged \(after 1.\.. s, .* does not end"
   ):
     decoded(tmp_path, data[:last], f"a.{kind}")
   (tmp_path / "a.ogg").write_bytes(data[:last])
   assert len(audio.decode(tmp_path / "a.ogg", max_seconds=5)) == 5 * RATE
+
+
+def test_what_lies_behind_the_end_of_an_ogg_stream_is_not_lost(tmp_path):
+  """Such as a joined file whose first pages are missing."""
+  data = encode("ogg", noise(5))
+  pages = [at for at in range(len(data)) if data[at : at + 4] == b"OggS"]
+  with pytest.raises(audio.AudioError, match="does not end as it should"):
+    decoded(tmp_path, data + data[pages[3] :], "a.ogg")
+
+
+def test_mp3_with_junk_in_front_is_read_whole(tmp_path):
+  data = without_info(encode("mp3", noise(5)))
+  assert len(decoded(tmp_path, bytes(500) + data)) == length(data)
+
+
+def test_what_an_mp3_loses_is_told(tmp_path):
+  """The decoder looks for a next frame in 1,024 bytes, and then gives up."""
+  data = without_info(encode("mp3", noise(5)))
+  middle = len(data) // 2
+  with pytest.raises(audio.AudioError, match=r"truncated|damaged"):
+    decoded(tmp_path, data[:middle] + bytes(3_000) + data[middle:])
+
+
+def test_damage_in_the_first_frame_does_not_hide_the_count(tmp_path):
+  data = bytearray(encode("mp3", noise(5)))
+  data[info_of(data)[0] + 9] = 77
+  assert len(decoded(tmp_path, bytes(data))) == 5 * RATE
 
 
 @pytest.mark.parametrize("kind", ["wav", "aiff", "au", "flac"])
