@@ -10,11 +10,13 @@
 #   TPU_VERSION  of the TPU's software, v2-alpha-tpuv6e
 #   TPU_TYPE     v6e-8, or another of a single machine, on whose disk the workdir
 #                is: several would have to share it (see README, Many hosts)
-#   TPU_SPOT=1   a spot TPU: cheap, and it may be taken away, with all that was
-#                learned on it: the workdir is fetched at the end
+#   TPU_SPOT=1   a spot TPU: cheap, and it may be taken away
+#   TPU_BUCKET   gs://BUCKET/FOLDER, where the workdir is copied every minute: the
+#                same command goes on from there on a new TPU. A spot TPU needs
+#                it, and the TPU's service account the right to write there
 #   TPU_DATA     the folder of prepared data sets, copied there
-#   TPU_OUT      the workdir here, runs/tpu: the run goes on from it, and ends in
-#                it
+#   TPU_OUT      the workdir here, runs/tpu: the run ends in it, and without a
+#                bucket goes on from it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,6 +24,8 @@ name=${TPU_NAME:-ssl-music}
 zone=${TPU_ZONE:-us-east5-b}
 data=${TPU_DATA:-${TFDS_DATA_DIR:-}}
 out=${TPU_OUT:-runs/tpu}
+bucket=${TPU_BUCKET:-}
+bucket=${bucket%/}
 dry_run='' keep='' config='' arguments=()
 for argument in "$@"; do
   case $argument in
@@ -42,6 +46,13 @@ if [ ! "$config" ]; then
 fi
 if [ ! -f "${config%%:*}" ]; then
   echo "error: no config file ${config%%:*}: give one of configs/" >&2
+  exit 2
+fi
+
+if [ "$bucket${TPU_SPOT:-}" ] && ! [[ $bucket =~ ^gs:/(/[A-Za-z0-9._-]+){2,}$ ]]
+then
+  echo "error: a spot TPU takes along what is only on its disk: give" \
+    "TPU_BUCKET=gs://BUCKET/FOLDER, of letters, digits and ._-" >&2
   exit 2
 fi
 
@@ -66,12 +77,18 @@ all() {
     "--command=$1"
 }
 
+# Copies the workdir; what was deleted goes when what took its place is there.
+sync='gcloud storage rsync --recursive'
+copy="$sync workdir $bucket\
+ && $sync --delete-unmatched-destination-objects workdir $bucket"
+
 # However this ends, what has been learned is fetched and the TPU is deleted.
 made='' began=''
 # What still trains there gets the time to save.
 stop() {
   all 'pkill -TERM -f "[s]sl_music.main"; for i in $(seq 120); do
  pgrep -f "[s]sl_music.main" >/dev/null || break; sleep 1; done' || true
+  [ ! "$bucket" ] || all "cd ssl_music && $copy" || true
 }
 fetch() {
   # tar ends with 1 where a file has changed meanwhile, and with 2 in earnest.
@@ -88,7 +105,8 @@ finish() {
     stop
   fi
   if [ "$began" ] && ! fetch && ! fetch; then
-    echo "error: the workdir could not be fetched" >&2
+    echo "error: the workdir could not be fetched${bucket:+; it is in $bucket,}" \
+      "${bucket:+and the same command goes on from there}" >&2
     code=1
   fi
   if [ "$made" ] && [ "$keep" ]; then
@@ -126,11 +144,18 @@ all 'mkdir -p ssl_music/workdir && tar -xzf ssl_music.tar.gz -C ssl_music'
 all "cd ssl_music && python3 -m pip install --quiet uv\
  && python3 -m uv venv --python 3.12 .venv\
  && python3 -m uv pip install --constraint constraints.txt --editable .[tpu]"
-if [ -d "$out" ]; then
+train="TFDS_DATA_DIR=~/data .venv/bin/python -m ssl_music.main\
+ --workdir=workdir $(line "${arguments[@]}")"
+if [ "$bucket" ]; then
+  train="{ (while sleep 60; do $copy; done) >copies.log 2>&1 & $train;\
+ code=\$?; kill \$!; $copy && exit \$code; }"
+  # The first file shows that it can be written to, and makes the folder.
+  all "cd ssl_music && date | gcloud storage cp - $bucket/started\
+ && $sync $bucket workdir"
+elif [ -d "$out" ]; then
   run tar -czf build/workdir.tar.gz -C "$out" .
   tpu scp --worker=all build/workdir.tar.gz "$name:"
   all 'tar -xzf workdir.tar.gz -C ssl_music/workdir'
 fi
 began=1
-all "cd ssl_music && TFDS_DATA_DIR=~/data .venv/bin/python -m ssl_music.main\
- --workdir=workdir $(line "${arguments[@]}")"
+all "cd ssl_music && $train"

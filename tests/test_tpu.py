@@ -86,7 +86,8 @@ def verbs(tmp_path):
 
 
 def test_a_dry_run_prints_what_a_run_does(tpu, tmp_path):
-  settings = {"TPU_SPOT": "1", "TPU_DATA": "my data", "TPU_TYPE": "v6e-4"}
+  settings = {"TPU_SPOT": "1", "TPU_BUCKET": "gs://mine/run"}
+  settings |= {"TPU_DATA": "my data", "TPU_TYPE": "v6e-4"}
   dry = tpu("--dry-run", *TRAIN, **settings)
   printed, error = dry.communicate()
   assert dry.returncode == 0, error
@@ -117,6 +118,7 @@ def test_a_dry_run_prints_what_a_run_does(tpu, tmp_path):
   assert "--worker=0" in pack
   command = run[-1].removeprefix("--command=")
   *_, arguments = command.partition("python -m ssl_music.main ")
+  arguments, *_ = arguments.partition(";")
   assert shlex.split(arguments) == ["--workdir=workdir", *TRAIN]
   assert delete == ["delete", "ssl-music", "--quiet"]
   # What was learned is here, and the next run begins with it.
@@ -220,6 +222,86 @@ def test_what_is_not_known_runs_nothing(tpu, tmp_path, arguments, said):
   _, error = process.communicate()
   assert process.returncode == 2
   assert said in error
+  assert not calls(tmp_path)
+
+
+# On the TPU: buckets are folders of $BUCKETS, and a minute is short. It trains
+# until a preemption kills it, or to the end where it goes on.
+ON_TPU = {
+  "gcloud": """#!/usr/bin/env python3
+import os, pathlib, shutil, sys
+_, verb, *options, source, target = sys.argv[1:]
+find = lambda name: pathlib.Path(name.replace("gs:/", os.environ["BUCKETS"]))
+if verb == "cp":
+  find(target).parent.mkdir(parents=True, exist_ok=True)
+  find(target).write_text(sys.stdin.read())
+  sys.exit()
+assert verb == "rsync" and "--recursive" in options
+source, target = find(source), find(target)
+shutil.copytree(source, target, dirs_exist_ok=True)
+if "--delete-unmatched-destination-objects" in options:
+  for file in target.rglob("*"):
+    if not (source / file.relative_to(target)).exists():
+      file.unlink()
+""",
+  "sleep": "#!/bin/sh\nexec /bin/sleep 0.1\n",
+  "ssl_music/.venv/bin/python": """#!/usr/bin/env python3
+import pathlib, time
+workdir = pathlib.Path("workdir")
+first = workdir / "first"
+if first.exists():
+  first.unlink()
+  (workdir / "second").touch()
+else:
+  first.touch()
+  time.sleep(60)
+""",
+}
+
+
+def test_a_spot_tpu_that_is_taken_away_loses_nothing(tpu, tmp_path):
+  settings = {"TPU_SPOT": "1", "TPU_BUCKET": "gs://mine/run"}
+  process = tpu(*TRAIN, **settings)
+  _, error = process.communicate()
+  assert process.returncode == 0, error
+  given = [c[-2].removeprefix("--command=") for c in calls(tmp_path)]
+  (restore,) = [c for c in given if "storage cp" in c]
+  (train,) = [c for c in given if "ssl_music.main" in c]
+  buckets = tmp_path / "buckets"
+  for name in ("one", "two"):
+    machine = tmp_path / name
+    (machine / "ssl_music" / "workdir").mkdir(parents=True)
+    for file, text in ON_TPU.items():
+      (machine / file).parent.mkdir(parents=True, exist_ok=True)
+      (machine / file).write_text(text)
+      (machine / file).chmod(0o755)
+    path = f"{machine}{os.pathsep}{os.environ['PATH']}"
+    started = {
+      "cwd": machine,
+      "env": os.environ | {"PATH": path, "BUCKETS": str(buckets)},
+      "start_new_session": True,
+    }
+    subprocess.run(["bash", "-c", restore], check=True, **started)
+    process = subprocess.Popen(["bash", "-c", train], **started)
+    if name == "one":
+      end = time.time() + 20
+      while not (buckets / "mine/run/first").exists():
+        assert time.time() < end
+        time.sleep(0.05)
+      os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == (-signal.SIGKILL if name == "one" else 0)
+  assert {f.name for f in (buckets / "mine/run").iterdir()} == {
+    "started",
+    "second",
+  }
+
+
+def test_a_spot_tpu_needs_a_bucket(tpu, tmp_path):
+  for bucket in ("", "mine/run", "gs://mine", "gs://mine/my run"):
+    process = tpu(*TRAIN, TPU_SPOT="1", TPU_BUCKET=bucket)
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert "give TPU_BUCKET=gs://BUCKET/FOLDER" in error
   assert not calls(tmp_path)
 
 
