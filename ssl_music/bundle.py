@@ -80,7 +80,7 @@ def write(folder: Path, found: Weights) -> dict[str, Any]:
   expected, limits = {"embedding": embedding}, {PROGRAM: allowed}
   if head is not None:
     tagged = tagger.load(head)
-    tagger.save(folder, tagged)
+    (folder / tagger.FILE).write_bytes(tagger.dump(tagged))
     expected["probabilities"] = tagger.apply(tagged, embedding)
     limits[tagger.FILE] = ALLOWED
   np.savez(folder / "verify.npz", **expected)

@@ -182,9 +182,9 @@ def describe(encoder: Encoder, hop: float | None, kind: str) -> dict[str, Any]:
 def _begin(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a folder's `embeddings.json`, which it writes if there is none."""
   if not vectors.place(folder, vectors.ABOUT).exists():
-    if vectors.part_files(folder):
+    if vectors.part_files(folder) or vectors.tables(folder):
       raise InputError(
-        f"{folder} has parts of vectors, but {vectors.ABOUT}, which says of"
+        f"{folder} has tables of vectors, but {vectors.ABOUT}, which says of"
         " what encoder they are, is gone: give another --out"
       )
     vector_parts.write_about(folder, wanted)

@@ -110,8 +110,9 @@ def finetune(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     scores["chosen"] = [_chosen(config, folder, best)]
     predictions = {"logits": logits, "labels": test.labels}
     predictions |= {"ids": test.ids(), "tags": tags}
-    tagger.save(folder, head)
-    scoring.save(folder, scores, samples, predictions)
+    with workdir.writing(folder):
+      tagger.save(folder, head)
+      scoring.save(folder, scores, samples, predictions)
   print(results.by_tag(scores))
   return scores
 
@@ -314,7 +315,7 @@ def _evaluate(
 
 def _chosen(config: ConfigDict, folder: Path, best: int) -> dict[str, Any]:
   """Returns what a probe says of the parameters it has chosen."""
-  entry = next(e for e in workdir.read_metrics(folder) if e["step"] == best)
+  found = {entry["step"]: entry for entry in workdir.read_metrics(folder)}
   return {
     "share": 1.0,
     "draw": 0,
@@ -322,5 +323,5 @@ def _chosen(config: ConfigDict, folder: Path, best: int) -> dict[str, Any]:
     "learning_rate": config.optimizer.learning_rate,
     "weight_decay": config.optimizer.weight_decay,
     "step": best,
-    "validation_map": entry["validation_map"],
+    "validation_map": found.get(best, {}).get("validation_map"),
   }

@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_music import (
+  arrays,
+  disk,
   embeddings,
   features,
   parallel,
@@ -225,19 +227,20 @@ def _save(
   samples: Mapping[str, np.ndarray],
 ) -> None:
   """Leaves a probe's results in its workdir; `scores.json` comes last."""
-  np.savez(
-    folder / "subsets.npz",
-    masks=[one["mask"] for one in drawn],
-    shares=[one["share"] for one in drawn],
-    draws=[one["draw"] for one in drawn],
-    ids=parts["train"].ids(),
-  )
-  head = {name: scores[name] for name in ("aggregation", "sounding")}
-  tagger.save(folder, found["head"] | head | {"tags": tags})
+  chosen = {
+    "masks": [one["mask"] for one in drawn],
+    "shares": [one["share"] for one in drawn],
+    "draws": [one["draw"] for one in drawn],
+    "ids": parts["train"].ids(),
+  }
   test = parts["test"]
   predictions = {"logits": found["logits"][-1], "labels": test.labels}
   predictions |= {"ids": test.ids(), "tags": tags}
-  scoring.save(folder, scores, samples, predictions)
+  head = {name: scores[name] for name in ("aggregation", "sounding")}
+  with workdir.writing(folder):
+    disk.write(folder / "subsets.npz", arrays.dump(chosen))
+    tagger.save(folder, found["head"] | head | {"tags": tags})
+    scoring.save(folder, scores, samples, predictions)
 
 
 def _benchmark_name(test: Tracks, tags: Sequence[str]) -> str:

@@ -123,61 +123,40 @@ def find(
       if folder.resolve() in seen:
         continue
       seen.add(folder.resolve())
-      name = None
-      if "scores.json" in files:
-        try:
-          one = results.read_probe(folder)
-        except InputError as error:
-          skipped.append(f"skipped {folder}: {error}")
-          continue
-        config = _config(folder) if "config.json" in files else None
-        recipe = workdir.recipe(config) if config else None
-        probes.append(one | {"config": config or {}, "probe_recipe": recipe})
-        name = results.label(one)
-      if {"config.json", "metrics.jsonl"} <= set(files):
-        one = _training(folder, name)
-        if isinstance(one, dict):
-          trainings.append(one)
-        else:
-          skipped.append(f"skipped {folder}: {one}")
-      elif "config.json" in files and name is None and _is_run(folder):
+      try:
+        config = workdir.read_config(folder) if "config.json" in files else {}
+        probe, training = None, None
+        if "scores.json" in files:
+          probe = results.read_probe(folder)
+          recipe = workdir.recipe(config) if config else None
+          probes.append(probe | {"config": config, "probe_recipe": recipe})
+        if {"config.json", "metrics.jsonl"} <= set(files):
+          training = _training(folder, config, probe)
+          trainings.append(training)
+      except InputError as error:
+        skipped.append(f"skipped {folder}: {error}")
+        continue
+      # A sweep has a config, too, and its runs below.
+      if config.get("job") in _JOBS and not (probe or training):
         skipped.append(f"skipped {folder}: it has not ended, no scores yet")
   return probes, trainings, skipped
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-  try:
-    config = workdir.read_config(folder)
-  except InputError:
-    return None
-  return config if isinstance(config, dict) else None
-
-
-def _is_run(folder: Path) -> bool:
-  """Tells a run from a sweep, which has a config and its runs below."""
-  return (_config(folder) or {"job": "probe"}).get("job") in _JOBS
-
-
-def _training(folder: Path, name: str | None) -> dict[str, Any] | str:
-  """Reads a training, or says why it cannot be."""
-  config = _config(folder)
-  try:
-    name = name or str(config["pretext"]["name"])
-    numbers = lambda entry: all(
-      isinstance(v, int | float) for v in entry.values()
-    )
-    entries = [
-      entry
-      for entry in workdir.read_metrics(folder)
-      if isinstance(entry, dict) and "step" in entry and numbers(entry)
-    ]
-  except (KeyError, TypeError, ValueError, OSError):
-    return "its config.json or metrics.jsonl is not a pre-training's"
+def _training(
+  folder: Path, config: Mapping[str, Any], probe: Mapping[str, Any] | None
+) -> dict[str, Any]:
+  """Returns a training, whose label is that of its scores, if it has some."""
+  label = (
+    results.label(probe) if probe else config.get("pretext", {}).get("name")
+  )
+  if label is None:
+    raise InputError("its config.json is not a pre-training's")
+  entries = workdir.read_metrics(folder)
   if not entries:
-    return "its metrics.jsonl has no entries yet"
+    raise InputError("its metrics.jsonl has no entries yet")
   return {
     "folder": folder,
-    "label": name,
+    "label": label,
     "config": config,
     "entries": entries,
   }

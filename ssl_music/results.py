@@ -2,18 +2,19 @@
 
 import json
 import math
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssl_music import arrays, seal, typed
 from ssl_music.errors import InputError
 from ssl_music.metrics import METRICS
 
 # So many of the best and of the worst tags are printed.
 _SHOWN = 10
+_ADVICE = "probe again in another workdir"
 # As people write them.
 TITLES = {
   "map_macro": "mAP (macro)",
@@ -27,19 +28,16 @@ def read(folder: Path) -> dict[str, Any]:
   """Reads the scores that a probe left in its workdir.
 
   Raises:
-    InputError: there are none.
+    InputError: there are none, or they are damaged.
   """
-  try:
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  file = folder / "scores.json"
+  if not file.exists():
     raise InputError(
-      f"no scores in {folder} (its scores.json is missing or damaged): give the"
-      " workdir of a probe that has ended"
-    ) from error
-  if not isinstance(scores, dict):
-    raise InputError(
-      f"{folder / 'scores.json'} is not a probe's: give the workdir of a probe"
+      f"no scores in {folder} (it has no scores.json): give the workdir of a"
+      " probe that has ended"
     )
+  content = seal.read(folder, file.name, _ADVICE)
+  scores = typed.parse(content, dict, file, _ADVICE)
   if "missing" not in scores:
     raise InputError(
       f"the scores in {folder} are an older program's, which did not count"
@@ -57,7 +55,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
     None where `resamples.npz` is missing or damaged.
 
   Raises:
-    InputError: no scores, or not those of a probe.
+    InputError: no scores, not those of a probe, or damaged ones.
   """
   scores = read(folder)
   try:
@@ -100,17 +98,22 @@ def read_probe(folder: Path) -> dict[str, Any]:
 
 
 def _read_resamples(folder: Path) -> dict[str, np.ndarray] | None:
-  try:
-    with np.load(folder / "resamples.npz", allow_pickle=False) as file:
-      drawn = {name: np.asarray(file[name], np.float64) for name in METRICS}
-  except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError):
+  file = folder / "resamples.npz"
+  if not file.exists():
     return None
-  sizes = {array.size for array in drawn.values() if array.ndim == 1}
-  whole = len(sizes) == 1 and min(sizes) > 0
-  whole &= all(array.ndim == 1 for array in drawn.values())
+  content = seal.read(folder, file.name, _ADVICE)
+  found = arrays.parse(content, file, _ADVICE)
+  drawn = {name: found[name] for name in METRICS if name in found}
+  shapes = {array.shape for array in drawn.values()}
   # A draw that has nothing to score is NaN.
-  whole = whole and all(np.isfinite(array).any() for array in drawn.values())
-  return drawn if whole else None
+  whole = len(drawn) == len(METRICS) and len(shapes) == 1
+  whole = whole and len(shapes.pop()) == 1
+  if not whole or not all(
+    array.dtype == np.float64 and np.isfinite(array).any()
+    for array in drawn.values()
+  ):
+    raise InputError(f"{file} is damaged (its arrays do not fit): {_ADVICE}")
+  return drawn
 
 
 def label(scores: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_music import bootstrap, metrics
+from ssl_music import arrays, bootstrap, metrics, seal
 from ssl_music.metrics import METRICS
 
 
@@ -110,14 +110,15 @@ def save(
     samples: of `summarise`, to compare with another's draw by draw.
     predictions: "logits" [seeds, M, T], "labels" bool [M, T], "ids" [M] and
       "tags" [T].
+
+  Raises:
+    OSError: one cannot be written.
   """
-  for name, arrays in (("resamples", samples), ("predictions", predictions)):
-    partial = folder / f"{name}.partial.npz"
-    np.savez(partial, **arrays)
-    partial.rename(folder / f"{name}.npz")
-  partial = folder / "scores.json.partial"
-  partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-  partial.rename(folder / "scores.json")
+  files = {"resamples.npz": samples, "predictions.npz": predictions}
+  content = {name: arrays.dump(found) for name, found in files.items()}
+  content["scores.json"] = json.dumps(scores, indent=2) + "\n"
+  for name, one in content.items():
+    seal.put(folder, name, one, "make it again in a new workdir")
 
 
 def _spread(

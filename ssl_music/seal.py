@@ -12,6 +12,7 @@ seal does not name is not checked, and a folder made before there were seals has
 none: a JSON file of the folder says `"sealed": true`, so that a lost one shows.
 """
 
+import io
 import json
 import os
 import zlib
@@ -87,6 +88,27 @@ def add(
     _store(folder, files | new, new)
 
 
+def read(folder: Path, name: str, advice: str) -> bytes:
+  """Returns the content of one file, verified; the others may be missing.
+
+  Args:
+    folder: of the files, sealed or not.
+    name: of the file.
+    advice: as of `Sealed`.
+
+  Raises:
+    InputError: the file or the seal is damaged, or cannot be read.
+  """
+  file, advice = folder / name, f"restore that file, or {advice}"
+  entry = (_load(folder, advice) or {}).get(name)
+  with disk.readable(file, advice):
+    content = file.read_bytes()
+  if entry is not None and len(content) != entry["bytes"]:
+    raise _other_length(file, len(content), entry, advice)
+  Verified(file, content, entry, advice).check()
+  return content
+
+
 def measure(file: Path, *, head: bool = False) -> dict[str, Any]:
   """Returns what the seal holds of a file, in the memory of a block."""
   with file.open("rb") as opened:
@@ -127,8 +149,7 @@ class Sealed:
       with disk.readable(file, self._advice), file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
         if size != entry["bytes"]:
-          said = f"{size} bytes instead of {entry['bytes']}"
-          raise self.damaged(name, said)
+          raise _other_length(file, size, entry, self._advice)
         if "head" in entry and zlib.crc32(opened.read(HEAD)) != entry["head"]:
           raise _damaged(
             file, "it is not the one that was sealed", self._advice
@@ -218,11 +239,96 @@ class Verified:
     """
     for index in np.flatnonzero(~self._whole[blocks]) + (blocks.start or 0):
       start = int(index) * BLOCK
-      found = zlib.crc32(self._bytes[start : start + BLOCK])
-      if [found] != self._entry["crc32"][index : index + 1]:
-        said = f"a wrong checksum at byte {start}"
-        raise _damaged(self._file, said, self._advice)
+      block = self._bytes[start : start + BLOCK]
+      _check_block(self._file, block, int(index), self._entry, self._advice)
       self._whole[index] = True
+
+
+def entries(folder: Path, advice: str) -> dict[str, dict[str, Any]]:
+  """Returns what a folder's seal holds of its files; {} where it has no seal.
+
+  Args:
+    folder: of the files.
+    advice: as of `Sealed`.
+
+  Raises:
+    InputError: the seal is damaged.
+  """
+  return _load(folder, f"restore that file, or {advice}") or {}
+
+
+def stream(
+  file: Path, entry: Mapping[str, Any] | None, advice: str
+) -> io.BufferedReader:
+  """Opens a file of any size, whose blocks are verified as they are read.
+
+  Args:
+    file: to read.
+    entry: of `entries`; without one nothing is verified.
+    advice: as of `Sealed`.
+
+  Raises:
+    OSError: it cannot be opened.
+    InputError: it has another length; while it is read, a block is damaged.
+  """
+  advice = f"restore that file, or {advice}"
+  size = file.stat().st_size
+  if entry is not None and size != entry["bytes"]:
+    raise _other_length(file, size, entry, advice)
+  return io.BufferedReader(_Blocks(file, entry, advice), BLOCK)
+
+
+class _Blocks(io.RawIOBase):
+  """A file of which whole blocks are read, and verified."""
+
+  def __init__(self, file: Path, entry: Mapping[str, Any] | None, advice: str):
+    self._file, self._entry, self._advice = file, entry, advice
+    self._opened = file.open("rb")
+    self._size = os.fstat(self._opened.fileno()).st_size
+    self._at, self._index, self._block = 0, -1, b""
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def tell(self) -> int:
+    return self._at
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}
+    self._at = start[whence] + offset
+    return self._at
+
+  def readinto(self, buffer: Any) -> int:
+    index, first = divmod(self._at, BLOCK)
+    if index != self._index:
+      self._opened.seek(index * BLOCK)
+      block = self._opened.read(BLOCK)
+      if self._entry is not None and block:
+        _check_block(self._file, block, index, self._entry, self._advice)
+      self._index, self._block = index, block
+    piece = self._block[first : first + len(buffer)]
+    buffer[: len(piece)] = piece
+    self._at += len(piece)
+    return len(piece)
+
+  def close(self) -> None:
+    self._opened.close()
+    super().close()
+
+
+def _check_block(
+  file: Path,
+  block: bytes | memoryview,
+  index: int,
+  entry: Mapping[str, Any],
+  advice: str,
+) -> None:
+  if [zlib.crc32(block)] != entry["crc32"][index : index + 1]:
+    said = f"a wrong checksum at byte {index * BLOCK}"
+    raise _damaged(file, said, advice)
 
 
 def _store(folder: Path, files: Mapping[str, Any], new: Iterable[str]) -> None:
@@ -252,6 +358,12 @@ def _is_marked(file: Path) -> bool:
     return json.loads(file.read_bytes()).get("sealed") is True
   except (OSError, ValueError, AttributeError, RecursionError):
     return False  # whoever reads that file says what is wrong with it
+
+
+def _other_length(
+  file: Path, size: int, entry: Mapping[str, Any], advice: str
+) -> InputError:
+  return _damaged(file, f"{size} bytes instead of {entry['bytes']}", advice)
 
 
 def _damaged(file: Path, how: str, advice: str) -> InputError:

@@ -13,7 +13,6 @@ A head is a dict:
     several seeds is as many heads, whose probabilities are averaged.
 """
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,36 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from ssl_music import arrays, seal
 from ssl_music.errors import InputError
 
 AGGREGATIONS = ("embeddings", "logits", "probabilities")
 FILE = "head.npz"
+_ADVICE = "make it again in a new workdir"
 
 
 def save(folder: str | Path, head: Mapping[str, Any]) -> None:
-  """Leaves a head in a folder, as `head.npz`, whole or not at all.
+  """Leaves a head in a folder, as `head.npz`, sealed.
 
   Args:
     folder: exists.
     head: see above.
+
+  Raises:
+    OSError: it cannot be written.
   """
-  arrays = {name: head[name] for name in ("mean", "inverse")}
-  arrays["tags"] = np.array(head["tags"], dtype=str)
-  arrays["aggregation"] = np.array(head["aggregation"])
-  arrays["sounding"] = np.array(head["sounding"])
+  seal.put(Path(folder), FILE, dump(head), _ADVICE)
+
+
+def dump(head: Mapping[str, Any]) -> bytes:
+  """Returns a head as the content of `head.npz`."""
+  kept = {name: head[name] for name in ("mean", "inverse")}
+  kept["tags"] = np.array(head["tags"], dtype=str)
+  kept["aggregation"] = np.array(head["aggregation"])
+  kept["sounding"] = np.array(head["sounding"])
   for index, layer in enumerate(head["layers"]):
-    arrays |= {f"{name}_{index}": array for name, array in layer.items()}
-  partial = Path(folder) / "head.partial.npz"
-  np.savez(partial, **arrays)
-  partial.rename(partial.with_name(FILE))
+    kept |= {f"{name}_{index}": array for name, array in layer.items()}
+  return arrays.dump(kept)
 
 
 def load(folder: str | Path) -> dict[str, Any]:
@@ -54,27 +61,52 @@ def load(folder: str | Path) -> dict[str, Any]:
   Raises:
     InputError: there is none, or it is damaged.
   """
-  file = Path(folder) / FILE
+  folder = Path(folder)
+  file = folder / FILE
+  if not file.exists():
+    raise InputError(
+      f"no tag head in {folder} (it has no {FILE}): give the workdir of a"
+      " finished probe or fine-tuning"
+    )
+  found = arrays.parse(seal.read(folder, FILE, _ADVICE), file, _ADVICE)
   try:
-    with np.load(file) as found:
-      arrays = dict(found)
-    layers = sum(name.startswith("kernel_") for name in arrays)
-    return {
-      "tags": arrays["tags"].tolist(),
-      "aggregation": arrays["aggregation"].item(),
-      "sounding": bool(arrays.get("sounding", True)),
-      "mean": arrays["mean"],
-      "inverse": arrays["inverse"],
+    layers = range(sum(name.startswith("kernel_") for name in found))
+    head = {
+      "tags": found["tags"].tolist(),
+      "aggregation": found["aggregation"].item(),
+      "sounding": bool(found.get("sounding", True)),
+      "mean": found["mean"],
+      "inverse": found["inverse"],
       "layers": [
-        {name: arrays[f"{name}_{index}"] for name in ("kernel", "bias")}
-        for index in range(layers)
+        {name: found[f"{name}_{index}"] for name in ("kernel", "bias")}
+        for index in layers
       ],
     }
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(
-      f"no tag head in {folder} (its {FILE} is missing or damaged): give the"
-      " workdir of a finished probe or fine-tuning, or run it again"
-    ) from error
+    _check(head)
+  except (KeyError, TypeError, ValueError) as error:
+    raise InputError(f"{file} is damaged ({error}): {_ADVICE}") from error
+  return head
+
+
+def _check(head: Mapping[str, Any]) -> None:
+  """Raises ValueError where a head is not what this module's docstring says."""
+  if head["aggregation"] not in AGGREGATIONS:
+    raise ValueError(f"no aggregation {head['aggregation']!a:.40}")
+  if (
+    not all(isinstance(tag, str) for tag in head["tags"]) or not head["layers"]
+  ):
+    raise ValueError("it has no tags or no layers")
+  (width,) = head["mean"].shape
+  seeds, *_ = head["layers"][0]["kernel"].shape
+  wanted = [(width,), (width,)]
+  for layer in head["layers"]:
+    wanted += [(seeds, width, width := layer["bias"].shape[-1]), (seeds, width)]
+  numbers = [head["mean"], head["inverse"]]
+  numbers += [x for layer in head["layers"] for x in layer.values()]
+  if [x.shape for x in numbers] != wanted or width != len(head["tags"]):
+    raise ValueError("its arrays do not fit together")
+  if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in numbers):
+    raise ValueError("it holds what is no finite number")
 
 
 def logits(head: Mapping[str, Any], vectors: np.ndarray) -> np.ndarray:

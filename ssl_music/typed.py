@@ -53,8 +53,25 @@ def parse(
       parse_constant=_finite,
       object_pairs_hook=_no_duplicates,
     )
-    _check(value, kind, "")
   except (ValueError, RecursionError) as error:
+    raise InputError(f"{where} is damaged ({error}): {advice}") from error
+  return check(value, kind, where, advice)
+
+
+def check(
+  value: Any,
+  kind: Any,
+  where: str | os.PathLike,
+  advice: str = "restore that file",
+) -> Any:
+  """Returns a value, if it is of the kind that is asked for, see `parse`.
+
+  Raises:
+    InputError: it is not; names file and field.
+  """
+  try:
+    _check(value, kind, "")
+  except ValueError as error:
     raise InputError(f"{where} is damaged ({error}): {advice}") from error
   return value
 

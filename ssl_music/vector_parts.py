@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_music import vectors
+from ssl_music import seal, vectors
 from ssl_music.vectors import Block
 
 PARTIAL = ".partial"
@@ -170,6 +170,7 @@ class _Part:
       compression=dict.fromkeys(vectors.COLUMNS, "zstd")
       | {"vector.list.element": "none"},
       write_statistics=[*vectors.COLUMNS],
+      write_page_checksum=True,
     )
 
   def write(self, block: Block) -> None:
@@ -253,8 +254,7 @@ def merge(folder: Path, about: Mapping[str, Any], kind: str) -> dict[str, Any]:
     write(draft, blocks, rows, about["dimensions"])
     write_failed(draft / vectors.FAILED, failed)
     write_about(draft, about)
-    for file in draft.iterdir():
-      _sync(file)
+    seal.close(draft, [file.name for file in draft.iterdir()])
     draft.rename(merged)
   finally:
     shutil.rmtree(draft, ignore_errors=True)

@@ -11,6 +11,7 @@ A folder that `python -m ssl_music.embed` writes holds
 - `failed.csv`, with the columns path and reason: files that have no vector;
 - `embeddings.json`: the encoder, its front end, the length of a segment, the
   hop, versions, and how much there is;
+- `seal.json`, by which damage to these is found (see `seal`);
 - `parts`, while it is written or after an interruption: tables of the same
   columns that have still to be merged into the one.
 
@@ -18,18 +19,18 @@ What was said last of a file counts: parts before the table, later parts before
 earlier ones. Readers see parts, too. `vector_parts` writes.
 """
 
-import contextlib
 import csv
+import io
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssl_music import disk, seal, typed
 from ssl_music.errors import InputError
 
 VERSION = 1  # of this layout
@@ -45,6 +46,22 @@ FORMATS = {
 }
 COLUMNS = ("path", "start", "duration", "sounding", "size", "modified")
 _READ_ROWS = 4096
+_ADVICE = "embed again into another folder"
+_KIND = {
+  "format": str,
+  "dimensions": int,
+  "identity": str,
+  "encoder": {"encoder": str},
+  "hop": float,
+  "seconds": float,
+}
+
+
+# What readers of tables raise for damaged ones.
+_WRONG = (
+  *(ArithmeticError, AttributeError, LookupError, NotImplementedError),
+  *(OSError, SyntaxError, TypeError, ValueError, csv.Error, pa.ArrowException),
+)
 
 
 class Block(NamedTuple):
@@ -75,12 +92,16 @@ class Source(NamedTuple):
   Attributes:
     format: one of `FORMATS`.
     files: its files.
+    entries: of the seal, of its files; {} where they are not sealed.
     failed: {file: reason} of what it says has no vector.
+    dimensions: D, of its vectors.
   """
 
   format: str
   files: tuple[Path, ...]
+  entries: Mapping[str, Any]
   failed: dict[str, str]
+  dimensions: int
 
 
 class Owner(NamedTuple):
@@ -105,25 +126,26 @@ def read_about(folder: Path | str) -> dict[str, Any]:
   Raises:
     InputError: there are none, or a newer version of this package made them.
   """
-  file = place(Path(folder), ABOUT)
-  try:
-    about = json.loads(file.read_text("utf-8"))
-    version = int(about["format_version"])
-  except (FileNotFoundError, NotADirectoryError) as error:
+  folder = Path(folder)
+  file = place(folder, ABOUT)
+  if not file.exists():
     raise InputError(
       f"no vectors in {folder}: make some with python -m ssl_music.embed MUSIC"
       f" --encoder=PATH --out={folder}"
-    ) from error
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(
-      f"cannot read {file} ({_one_line(error)}): embed into another folder"
-    ) from error
+    )
+  with seal.stream(file, _seal(folder).get(ABOUT), _ADVICE) as opened:
+    content = opened.read()
+  about = typed.parse(content, {"format_version": int}, file, _ADVICE)
+  version = about["format_version"]
   if version > VERSION:
     raise InputError(
       f"{folder} has vectors in format {version}, and this version of ssl_music"
       f" reads up to {VERSION}: use ssl_music"
       f" {about.get('ssl_music', 'of a newer version')}"
     )
+  typed.check(about, _KIND, file, _ADVICE)
+  if about["format"] not in FORMATS or about["dimensions"] < 1:
+    raise InputError(f"{file} is damaged: {_ADVICE}")
   return about
 
 
@@ -178,22 +200,34 @@ def read(folder: Path | str) -> Iterator[Block]:
 
 def find_sources(folder: Path, about: Mapping[str, Any]) -> list[Source]:
   """Returns the tables of a folder, the last word last."""
-  found = []
+  found, size = [], about["dimensions"]
   names = FORMATS[about["format"]]
   files = tuple(place(folder, name) for name in names)
   if not files[0].exists():  # it may have been moved since it was looked for
     files = tuple(place(folder, name) for name in names)
-  if files[0].exists():
-    failed = _read_failed(place(folder, FAILED), folder / FAILED)
-    found.append(Source(about["format"], files, failed))
+  if files[0].exists() or "tracks" in about:  # which merging has counted
+    entries = _seal(folder)
+    failed = _read_failed(folder, entries.get(FAILED))
+    found.append(Source(about["format"], files, entries, failed, size))
   for part in part_files(folder):
-    found.append(Source("parquet", (part,), _failed_of(part)))
+    found.append(Source("parquet", (part,), {}, _failed_of(part), size))
   return found
+
+
+def _seal(folder: Path) -> dict[str, Any]:
+  """Returns the seal's entries of the merged table, wherever its files are."""
+  return seal.entries(place(folder, seal.NAME).parent, _ADVICE)
 
 
 def part_files(folder: Path) -> list[Path]:
   """Returns the finished parts in the order in which they were written."""
   return sorted((folder / PARTS).glob("*.parquet"))
+
+
+def tables(folder: Path) -> list[Path]:
+  """Returns the files of merged tables, whatever they are of."""
+  names = itertools.chain(*FORMATS.values())
+  return [file for name in names if (file := place(folder, name)).exists()]
 
 
 def find_owners(sources: Sequence[Source]) -> dict[str, Owner]:
@@ -262,26 +296,77 @@ def runs(paths: Sequence[str]) -> Iterator[tuple[str, slice]]:
 def _blocks(source: Source, *, vectors: bool) -> Iterator[Block]:
   """Yields a table's rows; what is wrong with it becomes an InputError."""
   try:
-    if source.format == "parquet":
-      yield from _parquet_blocks(source.files[0], vectors)
-    else:
-      yield from _numpy_blocks(*source.files, vectors)
+    read = _parquet_blocks if source.format == "parquet" else _numpy_blocks
+    for block in read(source, vectors):
+      width = source.dimensions if vectors else 0
+      numbers = block.start, block.duration, block.vector
+      sound = all(np.isfinite(one).all() for one in numbers)
+      if not sound or block.vector.shape != (len(block.path), width):
+        raise ValueError(f"no finite vectors of {width} numbers")
+      yield block
   except FileNotFoundError as error:
+    part = source.files[0].parent.name == PARTS
+    if part or _is_merged_anew(source):
+      raise _merged(source) from error
     raise InputError(
-      f"{source.files[0]} is gone: another process has merged it meanwhile, so"
-      " start again"
+      f"{error.filename} is missing: restore that file, or {_ADVICE}"
     ) from error
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise InputError(
-      f"{source.files[0]} is damaged or no table of vectors"
-      f" ({_one_line(error)}): remove it and embed again what it held"
-    ) from error
+  except InputError as error:
+    if _is_merged_anew(source):
+      raise _merged(source) from error
+    raise
+  except _WRONG as error:
+    raise _damaged(source.files[0], error) from error
 
 
-def _parquet_blocks(file: Path, vectors: bool) -> Iterator[Block]:
+def _is_merged_anew(source: Source) -> bool:
+  """Says whether a folder's table is another one by now."""
+  folder = source.files[0].parent
+  folder = folder.parent if folder.name == MERGED else folder
+  return bool(source.entries) and _seal(folder) != source.entries
+
+
+def _merged(source: Source) -> InputError:
+  return InputError(
+    f"{source.files[0]} is gone: another process has merged it meanwhile, so"
+    " start again"
+  )
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+  """Says what is wrong with a table that could not be read."""
+  advice = _ADVICE
+  if file.parent.name == PARTS:
+    advice = "remove it and embed again, which makes it anew"
+  if isinstance(error, OSError) and error.errno:
+    advice = "check its disk"
+  with disk.readable(file, advice):
+    if isinstance(error, OSError) and error.errno:
+      raise error
+  return InputError(
+    f"{file} is damaged or no table of vectors ({_one_line(error)}): restore"
+    f" that file, or {advice}"
+  )
+
+
+def _opened(source: Source) -> list[BinaryIO]:
+  """Opens a table's files, whose blocks are verified as they are read."""
+  return [
+    seal.stream(file, source.entries.get(file.name), _ADVICE)
+    for file in source.files
+  ]
+
+
+def _parquet_blocks(source: Source, vectors: bool) -> Iterator[Block]:
   columns = [*COLUMNS, "vector"] if vectors else list(COLUMNS)
   # Read ahead, a table would be held in memory as a whole.
-  with pq.ParquetFile(file, pre_buffer=False) as table:
+  (file,) = _opened(source)
+  with (
+    file,
+    pq.ParquetFile(
+      file, pre_buffer=False, page_checksum_verification=True
+    ) as table,
+  ):
     for batch in table.iter_batches(_READ_ROWS, columns=columns):
       arrays = {name: batch.column(name) for name in columns}
       vector = np.zeros((batch.num_rows, 0), np.float32)
@@ -293,21 +378,21 @@ def _parquet_blocks(file: Path, vectors: bool) -> Iterator[Block]:
       yield Block(arrays["path"].to_pylist(), *rest, vector)
 
 
-def _numpy_blocks(file: Path, table: Path, vectors: bool) -> Iterator[Block]:
+def _numpy_blocks(source: Source, vectors: bool) -> Iterator[Block]:
   seen = 0
   # What is mapped counts as this process's memory: it is read in pieces.
-  with (
-    file.open("rb") as numbers,
-    table.open(newline="", encoding="utf-8") as opened,
-  ):
+  numbers, table = _opened(source)
+  with numbers, io.TextIOWrapper(table, encoding="utf-8", newline="") as opened:
     np.lib.format.read_magic(numbers)
     (count, width), _, kind = np.lib.format.read_array_header_1_0(numbers)
+    if kind != np.float32:
+      raise ValueError(f"an array of {kind}")
     lines = csv.DictReader(opened)
     while rows := list(itertools.islice(lines, _READ_ROWS)):
       columns = {name: [row[name] for row in rows] for name in COLUMNS}
       part = np.zeros((len(rows), 0), np.float32)
       if vectors:
-        part = np.fromfile(numbers, kind, len(rows) * width)
+        part = np.frombuffer(numbers.read(len(rows) * width * 4), kind)
         part = part.reshape(len(rows), width)
       yield Block(
         columns["path"],
@@ -320,28 +405,35 @@ def _numpy_blocks(file: Path, table: Path, vectors: bool) -> Iterator[Block]:
       )
       seen += len(rows)
   if seen != count:
-    raise ValueError(f"{count} vectors, {seen} lines in {table.name}")
+    raise ValueError(f"{count} vectors, {seen} lines")
 
 
-def _read_failed(*files: Path) -> dict[str, str]:
-  """Reads the first table that is there; none says that nothing has failed."""
-  for file in files:
-    with (
-      contextlib.suppress(FileNotFoundError),
-      file.open(newline="", encoding="utf-8") as opened,
-    ):
-      return {row["path"]: row["reason"] for row in csv.DictReader(opened)}
+def _read_failed(
+  folder: Path, entry: Mapping[str, Any] | None
+) -> dict[str, str]:
+  """Reads the table of what has failed; none says that nothing has."""
+  for file in (place(folder, FAILED), folder / FAILED):
+    try:
+      with io.TextIOWrapper(
+        seal.stream(file, entry, _ADVICE), encoding="utf-8", newline=""
+      ) as opened:
+        rows = list(csv.DictReader(opened))
+      return {row["path"]: row["reason"] for row in rows}
+    except FileNotFoundError:  # or it has been moved meanwhile
+      missing = file
+    except _WRONG as error:
+      raise _damaged(file, error) from error
+  if entry is not None:
+    raise InputError(f"{missing} is missing: restore that file, or {_ADVICE}")
   return {}
 
 
 def _failed_of(part: Path) -> dict[str, str]:
   try:
     metadata = pq.read_metadata(part).metadata or {}
-    return json.loads(metadata.get(b"failed", b"{}"))
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f"{part} is damaged ({_one_line(error)}): remove it and embed again"
-    ) from error
+  except _WRONG as error:
+    raise _damaged(part, error) from error
+  return typed.parse(metadata.get(b"failed", b"{}"), {str: str}, part)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,20 +1,21 @@
 """What a run leaves in its workdir, and who may write there."""
 
 import contextlib
-import errno
 import hashlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from ssl_music import hosts
+from ssl_music import disk, hosts, seal, typed
 from ssl_music.config import difference
 from ssl_music.data.tracks import same_data, tracks_of
 from ssl_music.errors import InputError
@@ -37,7 +38,20 @@ _NEWER = {
 }
 # What tells runs of one recipe apart.
 _OF_ONE_RUN = ("seed", "encoder", "checkpoint")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = "start in a new workdir"
+# What readers of a config rely on, where it is there.
+_CONFIG = {
+  "job?": str,
+  "seed?": int,
+  "encoder?": str,
+  "checkpoint?": (str, int),
+  "network?": str,
+  "frontend?": dict,
+  "model?": dict,
+  "pretext?": {"name?": str, "head?": list},
+  "data?": {"name?": str, "seconds?": float, "data_dir?": (str, None)},
+  "source?": dict,
+}
 
 
 class Stopped(Exception):
@@ -82,12 +96,9 @@ def claim(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
           " give another --workdir, or the config of that run"
         )
     else:
-      partial = folder / "config.json.partial"
-      with _room(folder):
-        partial.write_text(
-          json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
-        partial.rename(file)
+      content = json.dumps(config, indent=2) + "\n"
+      with writing(folder):
+        seal.put(folder, file.name, content, _ADVICE)
     yield
 
 
@@ -133,16 +144,15 @@ def read_config(folder: Path) -> dict[str, Any]:
   """Reads the config of a workdir.
 
   Raises:
-    InputError: there is none.
+    InputError: there is none, or it is damaged.
   """
   file = Path(folder) / "config.json"
-  try:
-    return json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  if not file.exists():
     raise InputError(
-      f"no run in {folder} (its config.json is missing or damaged): give the"
-      " workdir of a run"
-    ) from error
+      f"no run in {folder} (it has no config.json): give the workdir of a run"
+    )
+  content = seal.read(Path(folder), file.name, _ADVICE)
+  return typed.parse(content, _CONFIG, file, f"restore that file, or {_ADVICE}")
 
 
 def recipe(config: Mapping[str, Any]) -> str:
@@ -174,15 +184,46 @@ def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-  """Returns the entries of a run's `metrics.jsonl`, as far as there are any."""
+  """Returns the entries of a run's `metrics.jsonl`, as far as there are any.
+
+  What is damaged is left out, with a warning; what is said twice of a step, as
+  it was said last.
+
+  Returns:
+    {"step", "loss", and whatever else was measured} by rising step; finite
+    numbers.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
   file = Path(folder) / "metrics.jsonl"
-  entries = []
-  for line in (
-    file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
-  ):
-    with contextlib.suppress(ValueError):  # half a line, of a killed run
-      entries.append(json.loads(line))
-  return entries
+  if not file.exists():
+    return []
+  with disk.readable(file, "check its disk"):
+    *lines, _ = file.read_bytes().split(b"\n")  # the last, of a killed run
+  entries, damaged = {}, 0
+  for line in lines:
+    entry = _entry(line)
+    if entry is None:
+      damaged += 1
+    else:
+      entries[entry["step"]] = entry
+  if damaged:
+    logging.warning("%s has %d damaged lines: they are left out", file, damaged)
+  return [entries[step] for step in sorted(entries)]
+
+
+def _entry(line: bytes) -> dict[str, float] | None:
+  """Returns the finite numbers of a line; None of one that is damaged."""
+  try:
+    entry = json.loads(line)
+    kinds = {type(value) for value in entry.values()}
+    entry = {name: one for name, one in entry.items() if math.isfinite(one)}
+  except (AttributeError, OverflowError, RecursionError, TypeError, ValueError):
+    return None
+  step = entry.get("step")
+  whole = kinds <= {int, float} and type(step) is int and "loss" in entry
+  return entry if whole and 0 < step < 1 << 53 else None
 
 
 @contextlib.contextmanager
@@ -192,64 +233,58 @@ def open_metrics(
   """Opens `metrics.jsonl` and TensorBoard events to go on after a step.
 
   What a killed run wrote after its last checkpoint is cut off: the steps come
-  again.
+  again. Of several processes, all read and the first writes.
 
   Args:
     folder: the workdir.
     step: the number of steps done.
 
-  Of several processes, all read and the first writes.
-
   Yields:
     the entries so far, and write(step, values).
 
   Raises:
-    InputError: the disk is full.
+    InputError: the folder cannot be written to.
   """
   file = folder / "metrics.jsonl"
   entries = [entry for entry in read_metrics(folder) if entry["step"] <= step]
   if not hosts.is_first():
     yield entries, lambda step, values: None
     return
-  partial = folder / "metrics.jsonl.partial"
-  with _room(folder):
-    partial.write_text(
-      "".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8"
-    )
-    partial.rename(file)
-    with (
-      file.open("a", buffering=1, encoding="utf-8") as jsonl,
+  with contextlib.ExitStack() as stack:
+    with writing(folder):
+      text = "".join(json.dumps(entry) + "\n" for entry in entries)
+      disk.write(file, text)
+      jsonl = file.open("a", buffering=1, encoding="utf-8")
+      stack.callback(_close, jsonl, folder)
       # Not SummaryWriter: its thread dies of a full disk, and those that have
       # something to write then wait for it for ever.
-      contextlib.closing(EventsWriter(str(folder / "events"))) as events,
-    ):
+      events = EventsWriter(str(folder / "events"))
+      stack.callback(_close, events, folder)
       start = SessionLog(status=SessionLog.START)
       events.write_event(Event(step=step + 1, session_log=start))
 
-      def write(step: int, values: Mapping[str, float]) -> None:
-        values = {name: float(value) for name, value in sorted(values.items())}
+    def write(step: int, values: Mapping[str, float]) -> None:
+      values = {name: float(value) for name, value in sorted(values.items())}
+      now = time.time()
+      with writing(folder):
         jsonl.write(json.dumps({"step": step} | values) + "\n")
-        now = time.time()
         for name, value in values.items():
           summary = scalar(name, value)
           events.write_event(Event(wall_time=now, step=step, summary=summary))
         events.flush()
 
-      yield entries, write
+    yield entries, write
 
 
-@contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
-  """Explains a full disk."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in _NO_ROOM:
-      raise
-    raise InputError(
-      f"cannot write to {folder} ({error.strerror}): free some space there; the"
-      " same command then goes on from the last save"
-    ) from error
+def _close(opened: Any, folder: Path) -> None:
+  with writing(folder):  # what is buffered
+    opened.close()
+
+
+def writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+  """Explains why a workdir cannot be written to, see `disk.explained`."""
+  after = "the same command then goes on from the last save"
+  return disk.explained("write to", folder, after=after)
 
 
 @contextlib.contextmanager

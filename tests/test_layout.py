@@ -12,7 +12,7 @@ ROOMS = (
   {"compiled", "errors", "lock", "metrics", "progress", "unpickler"},
   {"home", "randomness"},
   {"command_line"},
-  {"disk", "typed"},
+  {"arrays", "disk", "typed"},
   {"seal"},
   {"tagger", "vectors", "neighbours"},
   {"results", "published", "page", "drawing", "vector_parts"},

@@ -75,7 +75,7 @@ def test_unreadable_scores_are_explained(tmp_path):
     results.read(tmp_path)
   file = tmp_path / "scores.json"
   file.write_text(json.dumps(SCORES)[:-5])
-  with pytest.raises(InputError, match="no scores in"):
+  with pytest.raises(InputError, match=r"scores\.json is damaged .*: probe"):
     results.read(tmp_path)
   old = {key: value for key, value in SCORES.items() if key != "missing"}
   file.write_text(json.dumps(old))
@@ -116,7 +116,7 @@ def test_scores_of_sounding_segments_stand_apart(tmp_path):
   assert set(groups) == {"mel", "mel (sounding segments)"}
 
 
-def test_damaged_resamples_are_none(tmp_path):
+def test_damaged_resamples_are_refused(tmp_path):
   fake_runs.probe(tmp_path / "run", "mel")
   file = tmp_path / "run" / "resamples.npz"
   assert results.read_probe(tmp_path / "run")["resamples"] is not None
@@ -127,10 +127,12 @@ def test_damaged_resamples_are_none(tmp_path):
     lambda: np.savez(file, **drawn | {"map_micro": np.zeros(4)}),
     lambda: np.savez(file, **drawn | {"map_micro": np.full(5, np.nan)}),
     lambda: np.savez(file, map_macro=np.zeros(5)),
-    file.unlink,
   ):
     spoil()
-    assert results.read_probe(tmp_path / "run")["resamples"] is None
+    with pytest.raises(InputError, match=r"resamples\.npz is damaged \("):
+      results.read_probe(tmp_path / "run")
+  file.unlink()  # as an older probe has none
+  assert results.read_probe(tmp_path / "run")["resamples"] is None
 
 
 def test_seeds_of_an_encoder_are_one_group_with_their_spread(tmp_path):

@@ -1,4 +1,6 @@
+import io
 import itertools
+import zipfile
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def make_head(how="embeddings", hidden=(7,)):
 def test_a_head_is_kept_whole(tmp_path, hidden):
   head = make_head("logits", hidden)
   tagger.save(tmp_path, head)
-  assert [file.name for file in tmp_path.iterdir()] == ["head.npz"]
+  assert {file.name for file in tmp_path.iterdir()} == {"head.npz", "seal.json"}
   found = tagger.load(tmp_path)
   assert found["tags"] == head["tags"]
   vectors = np.random.default_rng(1).standard_normal((4, 5))
@@ -65,6 +67,7 @@ def test_a_head_says_which_segments_count(tmp_path):
   with np.load(tmp_path / "head.npz") as found:
     old = {name: found[name] for name in found if name != "sounding"}
   np.savez(tmp_path / "head.npz", **old)
+  (tmp_path / "seal.json").unlink()
   assert tagger.load(tmp_path)["sounding"] is True
 
 
@@ -78,14 +81,67 @@ def test_certainty_is_a_number():
 
 
 def test_mistakes_are_explained(tmp_path):
-  with pytest.raises(InputError, match=r"no tag head .* missing or damaged"):
+  with pytest.raises(InputError, match=r"no tag head .* has no head\.npz"):
     tagger.load(tmp_path)
-  tagger.save(tmp_path, make_head())
-  file = tmp_path / "head.npz"
-  for damaged in (file.read_bytes()[:200], b"", b"PK\x03\x04 no archive"):
-    file.write_bytes(damaged)
-    with pytest.raises(InputError, match=r"no tag head .* missing or damaged"):
-      tagger.load(tmp_path)
   for shape in ((2, 4), (5,), (0, 5)):
     with pytest.raises(InputError, match=r"for embeddings \[segments, 5\]"):
       tagger.logits(make_head(), np.zeros(shape))
+
+
+def test_a_damaged_head_is_refused(tmp_path):
+  """With its seal, and as an older version has left it, without."""
+  tagger.save(tmp_path, make_head())
+  file = tmp_path / "head.npz"
+  whole = file.read_bytes()
+  flipped = bytearray(whole)
+  flipped[len(whole) // 2] ^= 1
+  for damaged in (flipped, whole[:200], b"", b"PK\x03\x04 no archive"):
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"head\.npz is damaged \("):
+      tagger.load(tmp_path)
+  (tmp_path / "seal.json").unlink()
+  for damaged in (flipped, whole[:200], b"", b"PK\x03\x04 no archive"):
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"head\.npz is damaged \("):
+      tagger.load(tmp_path)
+  file.write_bytes(whole)
+  assert tagger.load(tmp_path)["tags"] == make_head()["tags"]
+
+
+@pytest.mark.parametrize(
+  ("wrong", "said"),
+  [
+    ({"mean": np.full(5, np.nan)}, "no finite number"),
+    ({"mean": np.arange(5)}, "no finite number"),
+    ({"inverse": np.zeros(4)}, "do not fit together"),
+    ({"mean": np.float32(1)}, "unpack"),
+    ({"tags": np.arange(3)}, "no tags"),
+    ({"tags": ["a", "b"]}, "do not fit together"),
+    ({"aggregation": "median"}, "no aggregation 'median'"),
+    ({"kernel_1": np.zeros((2, 7, 4))}, "do not fit together"),
+    ({"tags": np.array([{}], object)}, "no array of object"),
+  ],
+)
+def test_a_head_that_makes_no_sense_is_refused(tmp_path, wrong, said):
+  file = tmp_path / "head.npz"
+  with np.load(io.BytesIO(tagger.dump(make_head()))) as whole:
+    np.savez(file, allow_pickle=True, **dict(whole) | wrong)
+  with pytest.raises(InputError, match=rf"head\.npz is damaged \(.*{said}"):
+    tagger.load(tmp_path)
+
+
+def test_a_small_file_does_not_become_gigabytes(tmp_path):
+  file = tmp_path / "head.npz"
+  np.savez_compressed(file, mean=np.zeros(1 << 24, np.float32))
+  assert file.stat().st_size < 1 << 17
+  with pytest.raises(InputError, match="unpacks to more than it holds"):
+    tagger.load(tmp_path)
+  header = io.BytesIO()
+  shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
+  np.lib.format.write_array_header_1_0(header, shape)
+  with zipfile.ZipFile(file, "w") as archive:
+    archive.writestr("mean.npy", header.getvalue() + bytes(400))
+  with pytest.raises(
+    InputError, match=r"no array of float32 \[1099511627776\]"
+  ):
+    tagger.load(tmp_path)

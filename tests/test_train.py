@@ -153,6 +153,45 @@ def test_metrics_after_the_checkpoint_are_cut(unbroken, tmp_path):
   assert sorted(losses(tmp_path)) == [2, 4, 6, 8]
 
 
+def test_damaged_metrics_are_left_out(unbroken, tmp_path, caplog):
+  _, folder, _ = unbroken
+  whole = (folder / "metrics.jsonl").read_bytes()
+  wrong = [
+    *(
+      b'{"loss": 1.0}',
+      b'{"step": 4',
+      b"[4]",
+      b"null",
+      b"\xff\xfe",
+      b"[" * 9999,
+    ),
+    *(
+      b'{"step": "4", "loss": 1}',
+      b'{"step": true, "loss": 1}',
+      b'{"step": 4}',
+    ),
+    *(b'{"step": 4.0, "loss": 1}', b'{"step": 4, "loss": NaN}'),
+    *(b'{"step": 4, "loss": [1]}', b'{"step": -4, "loss": 1}', b""),
+    b'{"step": 4, "loss": 1' + b"0" * 400 + b"}",
+  ]
+  again = b'{"step": 2, "loss": 0.5, "knn_map": NaN}\n'
+  file = tmp_path / "metrics.jsonl"
+  file.write_bytes(b"\n".join(wrong) + b"\n" + whole + again + b'{"step": 14,')
+  entries = workdir.read_metrics(tmp_path)
+  assert entries[0] == {"step": 2, "loss": 0.5}
+  assert entries[1:] == workdir.read_metrics(folder)[1:]
+  assert f"{len(wrong)} damaged lines" in caplog.text
+  with workdir.open_metrics(tmp_path, 6) as (entries, write):
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    write(8, {"loss": 1.0})
+  assert [entry["step"] for entry in workdir.read_metrics(tmp_path)] == [
+    2,
+    4,
+    6,
+    8,
+  ]
+
+
 def test_another_config_is_refused(unbroken, data_dir):
   _, folder, _ = unbroken
   config = tiny.pretraining(data_dir, seed=1)

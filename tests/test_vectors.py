@@ -1,13 +1,17 @@
 """The table of vectors: parts, the last word on a file, merging, reading."""
 
+import errno
+import os
 import pathlib
+import random
 import shutil
 
+import fuzz
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_music import vector_parts, vectors
+from ssl_music import seal, vector_parts, vectors
 from ssl_music.errors import InputError
 from ssl_music.vector_parts import Track, Writer
 
@@ -16,7 +20,9 @@ KINDS = list(vectors.FORMATS)
 
 
 def about(**fields):
-  return {"format_version": 1, "dimensions": D, "format": "parquet"} | fields
+  said = {"format_version": 1, "dimensions": D, "format": "parquet"}
+  said |= {"encoder": {"encoder": "x"}, "identity": "0", "hop": 2, "seconds": 2}
+  return said | fields
 
 
 @pytest.fixture
@@ -86,6 +92,7 @@ def test_the_last_word_counts(folder, kind):
     "parts",
     "failed.csv",
     "embeddings.json",
+    "seal.json",
     *vectors.FORMATS[kind],
   }
   write(folder, [track("d")], seed=2)  # goes on, and changes the format
@@ -196,7 +203,7 @@ def test_bad_folders_are_told(folder, tmp_path):
   with pytest.raises(InputError, match=r"format 2.*use ssl_music 9\.9"):
     vectors.read_tracks(folder)
   (folder / "embeddings.json").write_text("{")
-  with pytest.raises(InputError, match=r"cannot read .*embeddings\.json"):
+  with pytest.raises(InputError, match=r"embeddings\.json is damaged"):
     vectors.read_tracks(folder)
 
 
@@ -206,11 +213,65 @@ def test_damaged_tables_are_told(folder, kind):
   part = vectors.part_files(folder)[0]
   whole = part.read_bytes()
   part.write_bytes(whole[:-20])
-  with pytest.raises(InputError, match="damaged"):
+  with pytest.raises(InputError, match=r"damaged .*remove it and embed again"):
     vectors.read_tracks(folder)
   part.write_bytes(whole)
   vector_parts.merge(folder, about(), kind)
   file = folder / vectors.FORMATS[kind][-1]
   file.write_bytes(file.read_bytes()[:-30])
-  with pytest.raises(InputError, match="damaged"):
+  with pytest.raises(
+    InputError, match=r"damaged .*restore that file, or embed"
+  ):
+    vectors.read_tracks(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damage_goes_unnoticed(folder, kind, seed):
+  """Of any file of a finished folder; the fuzzer's small sister."""
+  expected, failed = states(folder)
+  vector_parts.merge(folder, about(), kind)
+  rng, files = random.Random(seed), sorted(folder.glob("*.*"))
+  assert len(files) == 3 + len(vectors.FORMATS[kind])
+  for file in files:
+    whole = file.read_bytes()
+    for content in fuzz.mutations(whole, rng):
+      fuzz.put(file, content)
+      try:
+        check(folder, expected)
+        (source,) = vectors.find_sources(folder, vectors.read_about(folder))
+        assert source.failed == failed
+        assert content is None and file.name == "seal.json"  # as older ones
+      except InputError as error:
+        assert file.name in str(error) or content is None
+    file.write_bytes(whole)
+  check(folder, expected)
+
+
+def test_folders_made_before_there_were_seals_are_read(folder):
+  expected, _ = states(folder)
+  vector_parts.merge(folder, about(), "npy")
+  (folder / "seal.json").unlink()
+  check(folder, expected)
+  array = folder / "embeddings.npy"
+  whole = bytearray(array.read_bytes())
+  whole[-4:] = np.float32(np.nan).tobytes()
+  array.write_bytes(whole)
+  with pytest.raises(InputError, match=r"embeddings\.npy is damaged or no"):
+    vectors.read_tracks(folder)
+
+
+def test_what_the_system_refuses_is_no_damage(folder, monkeypatch):
+  states(folder)
+  vector_parts.merge(folder, about(), "parquet")
+
+  def refuse(*_):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+  monkeypatch.setattr(seal, "stream", refuse)
+  monkeypatch.setattr(vectors, "read_about", lambda _: about())
+  monkeypatch.setattr(vectors, "_read_failed", lambda *_: {})
+  with pytest.raises(
+    InputError, match=r"cannot read .*parquet \(Permission .*make it readable"
+  ):
     vectors.read_tracks(folder)
