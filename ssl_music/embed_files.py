@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_music import embed_batches, lock, progress, vector_parts, vectors
+from ssl_music import disk, embed_batches, lock, progress, vector_parts, vectors
 from ssl_music.data import audio, cuts, files, workers
 from ssl_music.data.segments import BLOCK
 from ssl_music.errors import InputError
@@ -129,7 +129,12 @@ def embed_files(
   name = "all" if shard is None else f"{shard[0]}-of-{shard[1]}"
   with (
     lock.hold(folder, "embedding into", advice, shared=shard is not None),
-    _told(folder),
+    disk.explained(
+      "write vectors to",
+      folder,
+      option="--out",
+      after="finished parts are kept, and the same command goes on",
+    ),
   ):
     parts = folder / vectors.PARTS
     parts.mkdir(exist_ok=True)
@@ -315,19 +320,6 @@ def _kept_when_interrupted(folder: Path, done: _Progress) -> Iterator[None]:
       file=sys.stderr,
     )
     raise
-
-
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-  """Makes an `InputError` of what goes wrong with the folder's disk."""
-  try:
-    yield
-  except OSError as error:
-    raise InputError(
-      f"cannot write vectors to {folder} ({error.strerror or error}): free some"
-      " space there, make it writable, or give another --out; finished parts"
-      " are kept, and the same command goes on"
-    ) from error
 
 
 def _clear(parts: Path, name: str) -> None:

@@ -28,7 +28,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssl_music import features, lock
+from ssl_music import disk, features, lock
 from ssl_music.data import pipeline
 from ssl_music.data.segments import BLOCK
 from ssl_music.data.tracks import Tracks
@@ -167,17 +167,11 @@ def _advance(opened: BinaryIO, size: int) -> int:
   return value
 
 
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-  """Makes an `InputError` of what goes wrong with a folder's disk."""
-  try:
-    yield
-  except OSError as error:
-    raise InputError(
-      f"cannot write embeddings to {folder} ({error.strerror or error}): free"
-      " some space there, make it writable, or give another folder; the same"
-      " command then goes on"
-    ) from error
+def _writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+  after = "the same command then goes on"
+  return disk.explained(
+    "write embeddings to", folder, option="--config.cache_dir", after=after
+  )
 
 
 def _write(file, about, frozen, embed, tracks, where, batch, mesh) -> None:
@@ -189,7 +183,7 @@ def _write(file, about, frozen, embed, tracks, where, batch, mesh) -> None:
   header = _header(len(where), dimensions)
   partial = file.with_suffix(".npy.partial")
   with contextlib.ExitStack() as stack:
-    with _told(file.parent):
+    with _writing(file.parent):
       # Without a buffer a batch is the system's once it is written, whatever
       # becomes of this process.
       opened = stack.enter_context(partial.open("a+b", buffering=0))
@@ -211,14 +205,13 @@ def _write(file, about, frozen, embed, tracks, where, batch, mesh) -> None:
     for vectors in batches if len(rest) else ():
       piece = _narrow(vectors, about).tobytes()
       checksum = zlib.crc32(piece, checksum)
-      with _told(file.parent):
+      with _writing(file.parent):
         _append(opened, piece)
-    with _told(file.parent):
+    with _writing(file.parent):
       os.fsync(opened.fileno())
       said = about | {"dimensions": dimensions, "crc32": checksum}
-      draft = file.with_suffix(".json.partial")
-      draft.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-      draft.rename(file.with_suffix(".json"))
+      text = json.dumps(said, indent=2) + "\n"
+      disk.write(file.with_suffix(".json"), text)
       partial.rename(file)
 
 

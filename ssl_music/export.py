@@ -10,11 +10,13 @@ import jax
 from ssl_music import (
   bundle,
   command_line,
+  disk,
   interrupts,
   lock,
   model_card,
   parallel,
   provenance,
+  seal,
   tagger,
   weights,
   workdir,
@@ -127,21 +129,18 @@ def export(
     "license": license.strip(),
   }
   beside = out.absolute().with_name(f".{out.absolute().name}.partial")
-  try:
-    with lock.hold(beside, "exporting to", "give another --out"):
-      try:
-        folder = beside / "export"
-        shutil.rmtree(folder, ignore_errors=True)  # a killed process's
-        folder.mkdir()
-        made = _fill(folder, found, facts)
-        folder.rename(out)
-      finally:
-        shutil.rmtree(beside, ignore_errors=True)
-  except OSError as error:
-    raise InputError(
-      f"cannot write {out} ({error.strerror or error}): make room, or give"
-      " another --out"
-    ) from error
+  with (
+    disk.explained("write", out, option="--out"),
+    lock.hold(beside, "exporting to", "give another --out"),
+  ):
+    try:
+      folder = beside / "export"
+      shutil.rmtree(folder, ignore_errors=True)  # a killed process's
+      folder.mkdir()
+      made = _fill(folder, found, facts)
+      folder.rename(out)
+    finally:
+      shutil.rmtree(beside, ignore_errors=True)
   return made
 
 
@@ -193,6 +192,7 @@ def _fill(
     },
   }
   (folder / "README.md").write_text(model_card.text(about), "utf-8")
+  seal.close(folder, sorted(file.name for file in folder.iterdir()))
   return about
 
 

@@ -24,11 +24,30 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from ssl_music import checkpoint, interrupts, lock, workdir
+from ssl_music import (
+  checkpoint,
+  disk,
+  interrupts,
+  lock,
+  results,
+  typed,
+  workdir,
+)
 from ssl_music import config as defaults
 from ssl_music.data.tracks import find
 from ssl_music.data.workers import NOT_BEGUN, starting
 from ssl_music.errors import InputError
+
+# What is known of a job.
+_RECORD = {
+  "name": str,
+  "workdir": str,
+  "state": str,
+  "seconds": float,
+  "error": str,
+  "config?": str,
+  "slurm?": (int, str),
+}
 
 
 def job(
@@ -129,16 +148,15 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
   """Reads `jobs.json`; [] where there is none.
 
   Raises:
-    InputError: it is damaged.
+    InputError: it cannot be read, or is damaged.
   """
   file = Path(folder) / "jobs.json"
-  try:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f"{file} cannot be read ({error}): delete it, what is done will be found"
-      " again"
-    ) from error
+  if not file.exists():
+    return []
+  with disk.readable(file, "check its disk"):
+    content = file.read_bytes()
+  advice = "delete it, what is done will be found again"
+  return typed.parse(content, [_RECORD], file, advice)
 
 
 def known(
@@ -158,12 +176,15 @@ def known(
 
 
 def write(folder: Path, records: Mapping[str, Mapping]) -> None:
-  """Writes `jobs.json`."""
-  partial = folder / "jobs.json.partial"
-  partial.write_text(
-    json.dumps(list(records.values()), indent=2) + "\n", encoding="utf-8"
-  )
-  partial.rename(folder / "jobs.json")
+  """Writes `jobs.json`.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  with workdir.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(list(records.values()), indent=2) + "\n"
+    disk.write(folder / "jobs.json", text)
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
@@ -375,10 +396,8 @@ def _step(folder: Path) -> str:
 
 def _result(folder: Path) -> str:
   """Returns a few words on what a job has reached."""
-  with contextlib.suppress(OSError, ValueError, KeyError):
-    test = json.loads((folder / "scores.json").read_text(encoding="utf-8"))[
-      "test"
-    ]
+  with contextlib.suppress(InputError):  # no scores, or damaged ones
+    test = results.read_probe(folder)["test"]
     return f"mAP {test['map_macro']:.3f}, ROC-AUC {test['roc_auc_macro']:.3f}"
   last = (workdir.read_metrics(folder) or [{}])[-1]
   names = {"validation_map": "validation mAP", "loss": "loss"}

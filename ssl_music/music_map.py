@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from ssl_music import map_page, neighbours, progress
+from ssl_music import disk, map_page, neighbours, progress
 from ssl_music.data import audio, files, tables, workers
 from ssl_music.errors import InputError
 from ssl_music.text import printable
@@ -94,14 +94,8 @@ def write(
     "audio": _clips(paths) if embedded else links(paths, page.parent),
     "clipped": embedded,
   }
-  partial = page.with_name(f"{page.name}.partial")
-  try:
-    partial.write_text(map_page.page(data), "utf-8")
-    partial.rename(page)
-  except OSError as error:
-    raise InputError(
-      f"cannot write {page} ({error.strerror}): give another --map"
-    ) from error
+  with disk.explained("write", page, option="--map"):
+    disk.write(page, map_page.page(data))
   return len(paths)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ssl_music import (
   appendix,
   command_line,
+  disk,
   drawing,
   lock,
   page,
@@ -184,7 +185,10 @@ def _write(
       f"{out} holds something else than a report: give another --out"
     )
   beside = out.with_name(f".{out.name}.partial")
-  with lock.hold(beside, "writing a report to", "give another --out"):
+  with (
+    disk.explained("write the report", out, option="--out"),
+    lock.hold(beside, "writing a report to", "give another --out"),
+  ):
     try:
       partial, old = beside / "new", beside / "old"
       for stale in (partial, old):  # a killed process's
@@ -194,11 +198,6 @@ def _write(
       if out.exists():
         out.rename(old)
       partial.rename(out)
-    except OSError as error:
-      raise InputError(
-        f"cannot write the report {out} ({error.strerror}): make room, or give"
-        " another --out"
-      ) from error
     finally:
       shutil.rmtree(beside, ignore_errors=True)
 

@@ -146,16 +146,13 @@ def _opened(out: str | None) -> Iterator[TextIO]:
   if out is None:
     yield sys.stdout
     return
+  from ssl_music import disk
+
   partial = Path(f"{out}.partial")
-  try:
+  with disk.explained("write", out, option="--out"):
     with partial.open("w", encoding="utf-8", newline="") as file:
       yield file
     partial.rename(out)
-  except OSError as error:
-    raise InputError(
-      f"cannot write {out} ({error.strerror}): free some space there, or give"
-      " another --out"
-    ) from error
 
 
 def _parser() -> command_line.Parser:

@@ -41,7 +41,6 @@ def record(known: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def prepare(known: Mapping[str, Any], folder: Path) -> None:
   """Leaves the record that a job's task begins with."""
   own = _own(folder, known["name"])
-  own.mkdir(parents=True, exist_ok=True)
   fresh = {**known, "state": "waiting", "error": ""}
   fresh.pop("slurm", None)
   jobs.write(own, {known["name"]: fresh})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_music import checkpoint, home, results, workdir
+from ssl_music import checkpoint, home, results, seal, typed, workdir
 from ssl_music.errors import InputError
 from ssl_music.models import safetensors_file, torch_checkpoint
 
@@ -12,6 +12,15 @@ from ssl_music.models import safetensors_file, torch_checkpoint
 # of all that lies there.
 EXPORTED = "encoder.safetensors"
 FORMAT = safetensors_file.FORMAT
+# What is read of a config: of a training's, and of a probe's.
+_RUN = {
+  "seed": int,
+  "pretext": {"name": str},
+  "frontend": dict,
+  "model": {"output": int},
+  "data": {"seconds": float},
+}
+_PROBE = {"encoder": str, "checkpoint": (str, int), "network": str}
 
 
 class Weights(NamedTuple):
@@ -66,6 +75,7 @@ def read(
       " workdir of a pre-training, a probe or a fine-tuning"
     )
   tuned = job == "finetune"
+  typed.check(config, _RUN, path / "config.json")
   step, state = checkpoint.load(path, "best" if tuned else which, network)
   return Weights(
     _settings(config),
@@ -93,6 +103,7 @@ def _of_export(path: Path, network: str) -> Weights:
   source = workdir.read_config(path).get("source", {})
   # Its one network may be asked for by the name that it had there.
   own = network == source.get("network")
+  seal.read(path, EXPORTED, "export it again")
   found = _of_file(path / EXPORTED, "student" if own else network)
   return found._replace(
     described={"encoder": str(path)} | source,
@@ -102,6 +113,7 @@ def _of_export(path: Path, network: str) -> Weights:
 
 def _of_probe(path: Path, config: Mapping[str, Any]) -> Weights:
   """The encoder that a probe's head was trained on."""
+  typed.check(config, _PROBE, path / "config.json")
   encoder = config["encoder"]
   if encoder in ("mel", "random"):
     raise InputError(

@@ -130,6 +130,7 @@ def test_the_command_leaves_a_whole_bundle(exported, runs):
     "encoder.stablehlo",
     "encoder_published.safetensors",
     "head.npz",
+    "seal.json",
     "verify.json",
     "verify.npz",
     "verify.py",

@@ -152,6 +152,7 @@ def test_wrong_input_is_one_sentence(
   about = json.loads((moved / "embeddings.json").read_text())
   about["encoder"]["encoder"] = "/absent"
   (moved / "embeddings.json").write_text(json.dumps(about))
+  (moved / "seal.json").unlink()
   with pytest.raises(InputError, match="encoder /absent, which is not there"):
     search.main([file, f"--embeddings={moved}"])
   with pytest.raises(InputError, match="cannot write"):
