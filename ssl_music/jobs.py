@@ -29,7 +29,6 @@ from ssl_music import (
   disk,
   interrupts,
   lock,
-  results,
   typed,
   workdir,
 )
@@ -48,6 +47,7 @@ _RECORD = {
   "config?": str,
   "slurm?": (int, str),
 }
+_SCORES = {"test": {"map_macro": float, "roc_auc_macro": float}}
 
 
 def job(
@@ -397,7 +397,7 @@ def _step(folder: Path) -> str:
 def _result(folder: Path) -> str:
   """Returns a few words on what a job has reached."""
   with contextlib.suppress(InputError):  # no scores, or damaged ones
-    test = results.read_probe(folder)["test"]
+    test = typed.read(folder / "scores.json", _SCORES)["test"]
     return f"mAP {test['map_macro']:.3f}, ROC-AUC {test['roc_auc_macro']:.3f}"
   last = (workdir.read_metrics(folder) or [{}])[-1]
   names = {"validation_map": "validation mAP", "loss": "loss"}
