@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
       " is of one: give it a grid, config.sweep = defaults.grid({'seed': (0,)})"
     )
   hosts.start(*meeting)
-  parallel.start()
+  parallel.start(folder)
   return hosts.together(lambda: _run(config, folder))
 
 

@@ -15,16 +15,20 @@ from ssl_music.errors import InputError
 AXIS = "batch"  # the name by which a step's collectives know the devices
 
 
-def start() -> list[jax.Device]:
+def start(shared: str | None = None) -> list[jax.Device]:
   """Starts jax with programs kept between runs; returns all devices.
 
   Every command that computes calls it first: what comes later could blame a
   file for a device that is not there.
 
+  Args:
+    shared: a folder that all processes of a run see. Of several, jax lets only
+      the first keep programs, and the others find them there.
+
   Raises:
     InputError: a kind of device was asked for that is not there.
   """
-  compiled.keep()
+  compiled.keep(shared if jax.distributed.is_initialized() else None)
   asked = jax.config.jax_platforms
   try:
     return jax.devices()

@@ -78,3 +78,12 @@ def test_the_next_command_is_one_to_copy(data_dir):
     f"--config.data.data_dir={data_dir}",
     "--workdir=my runs/one_probe",
   ]
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_processes_of_a_run_share_what_is_compiled(monkeypatch, several):
+  kept = []
+  monkeypatch.setattr(parallel.compiled, "keep", kept.append)
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: several)
+  parallel.start("workdir")
+  assert kept == ["workdir" if several else None]
