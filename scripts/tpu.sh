@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU, which is made for it and deleted afterwards:
 #   ./run.sh tpu --config=FILE [--config.FIELD=VALUE ...] [--profile=STEPS]
-#     [--dry-run] [--keep]
-# in any order: the first line goes to ssl_music.main. --dry-run prints the
+#     [--dry_run] [--keep]
+# in any order: the first line goes to ssl_music.main. --dry_run prints the
 # commands instead; --keep leaves the TPU where it is.
 # Project and credentials are those of gcloud. From the environment come
 #   TPU_NAME     ssl-music if it is not given
@@ -34,7 +34,7 @@ for argument in "$@"; do
     --config=* | --config.*=* | --profile=*) arguments+=("$argument") ;;
     *)
       echo "error: ./run.sh tpu knows no $argument: give --config=FILE," \
-        "--config.FIELD=VALUE, --profile=STEPS, --dry-run or --keep" >&2
+        "--config.FIELD=VALUE, --profile=STEPS, --dry_run or --keep" >&2
       exit 2
       ;;
   esac

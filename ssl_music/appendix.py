@@ -1,5 +1,7 @@
 """The rest of a report: tags, settings, caveats, and all of it as data."""
 
+import datetime
+import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +14,38 @@ Panels = Mapping[str, Mapping[str, Mapping[str, Any]]]
 _FEW = 300
 # What differs between probes anyway, or does not change their numbers.
 _EXPECTED = ("encoder", "data.name", "data.data_dir", "cache_dir", "sweep")
+
+
+def about(
+  probes: Sequence[Mapping[str, Any]], trainings: Sequence[Mapping[str, Any]]
+) -> str:
+  """Returns when, by what and of what a report was made, as a sentence."""
+  now = datetime.datetime.now(datetime.UTC)
+  of = [
+    f"{len(runs)} {what}{'s' * (len(runs) > 1)}"
+    for what, runs in (("probe", probes), ("training", trainings))
+    if runs
+  ]
+  return (
+    f"Made on {now:%Y-%m-%d at %H:%M} UTC by ssl_music"
+    f" {importlib.metadata.version('ssl_music')}, of {' and '.join(of)}; their"
+    " folders are under Runs."
+  )
+
+
+def runs(
+  panels: Panels, trainings: Sequence[Mapping[str, Any]]
+) -> list[list[Any]]:
+  """Returns a table of where all runs are, the header first."""
+  rows: list[list[Any]] = [["folder", "what", "encoder", "data"]]
+  for groups in panels.values():
+    for name, one in groups.items():
+      for run in one["runs"]:
+        rows.append([str(run["folder"]), "probe", name, results.data_name(run)])
+  for one in trainings:
+    data = one["config"].get("data", {}).get("name")
+    rows.append([str(one["folder"]), "training", one["label"], data])
+  return rows
 
 
 def tag_rows(panels: Panels) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import math
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from ssl_music.text import printable
 
 # Okabe and Ito's colours, which people with any colour vision tell apart;
 # yellow is too pale for lines on white.
@@ -39,7 +40,15 @@ _MARKERS = {
 _FREE_COLOURS = ("#000000", "#8C6D1F", "#56B4E9", "#D55E00", "#0072B2")
 _FREE_MARKERS = ("p", "h", "<", ">", "d")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+# Black in an SVG is the text's colour, which is light where the page is dark.
+_SCHEME = (
+  "<style>:root { color: #000; fill: currentColor; }"
+  " @media (prefers-color-scheme: dark) { :root { color: #e6e6e6; } }</style>"
+)
+_INK = "#111111"  # on a coloured cell, where it stays as it is
 _SETTINGS = {
+  "figure.facecolor": "none",
+  "axes.facecolor": "none",
   "font.family": "DejaVu Sans",  # comes with matplotlib
   "font.size": 10,
   "axes.spines.top": False,
@@ -98,17 +107,34 @@ def settings() -> Iterator[None]:
     yield
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-  """Writes NAME.png and NAME.svg; inside `settings`."""
+def png(figure: Figure) -> bytes:
+  """Returns a figure as PNG, on white; inside `settings`."""
+  return _file(figure, "png", {"Software": None}, "white")
+
+
+def svg(figure: Figure) -> bytes:
+  """Returns a figure as SVG, for light and dark pages; inside `settings`."""
+  text = _file(figure, "svg", {"Date": None}, "none").decode()
+  head, mark, rest = text.partition("<defs>")
+  rest = rest.replace("#000000", "currentColor")
+  return f"{head}{_SCHEME}{mark}{rest}".encode()
+
+
+def _file(
+  figure: Figure, kind: str, metadata: dict[str, None], paper: str
+) -> bytes:
   FigureCanvasAgg(figure)
-  for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-    # To memory first: a full disk is one error, not half a picture.
-    buffer = io.BytesIO()
-    # "tight" makes the picture larger where a title sticks out.
-    figure.savefig(
-      buffer, format=kind, dpi=150, bbox_inches="tight", metadata=metadata
-    )
-    (folder / f"{name}.{kind}").write_bytes(buffer.getvalue())
+  buffer = io.BytesIO()
+  # "tight" makes the picture larger where a title sticks out.
+  figure.savefig(
+    buffer,
+    format=kind,
+    dpi=150,
+    bbox_inches="tight",
+    metadata=metadata,
+    facecolor=paper,
+  )
+  return buffer.getvalue()
 
 
 def cells(
@@ -143,7 +169,7 @@ def cells(
         ha="center",
         va="center",
         fontsize=8,
-        color="white" if dark else "black",
+        color="white" if dark else _INK,
       )
   return image
 
@@ -159,15 +185,21 @@ def grid(
   return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def pairs(count: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def pairs(
+  count: int, width: float, height: float, most: int = 3
+) -> tuple[Figure, np.ndarray]:
   """Makes two panels, one above the other, for each of some data sets.
 
-  Three data sets stand side by side at most: more would be too small to read.
+  Args:
+    count: of data sets.
+    width: of a panel, in inches.
+    height: of a panel, in inches.
+    most: data sets side by side; more would be too small to read.
 
   Returns:
     the figure, and axes [2, count].
   """
-  across = {2: 2, 4: 2}.get(count, min(count, 3))
+  across = 2 if count == 4 and most > 2 else min(count, most)
   blocks = -(-count // across)
   figure, axes = grid(2 * blocks, across, width, height)
   both = [axes[row::2].ravel() for row in (0, 1)]
@@ -195,7 +227,8 @@ def legend(figure: Figure, axes: np.ndarray) -> None:
 
 
 def short(name: str, most: int = 26) -> str:
-  """Cuts the middle out of a long name."""
+  """Returns a name without control characters; cuts its middle if long."""
+  name = printable(name)
   if len(name) <= most:
     return name
   return f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
@@ -203,4 +236,4 @@ def short(name: str, most: int = 26) -> str:
 
 def wrap(text: str) -> str:
   """Breaks a title into lines."""
-  return "\n".join(textwrap.wrap(text, 34, break_on_hyphens=False))
+  return "\n".join(textwrap.wrap(printable(text), 34, break_on_hyphens=False))

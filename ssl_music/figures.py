@@ -38,6 +38,7 @@ _COLLAPSE = (
 def scores(
   panels: Mapping[str, Mapping[str, Mapping]],
   style: Mapping[str, Mapping[str, Any]],
+  across: int = 3,
 ) -> Figure:
   """Draws the paper's figure 1: scores on all labels, with their resamples.
 
@@ -47,9 +48,10 @@ def scores(
   Args:
     panels: of `results.panels`; a column each, mAP above ROC-AUC.
     style: of `styles`.
+    across: panels side by side, at most; 1 is for narrow screens.
   """
   most = max(map(len, panels.values()))
-  figure, axes = pairs(len(panels), 4.6, 0.9 + 0.36 * most)
+  figure, axes = pairs(len(panels), 4.6, 0.9 + 0.36 * most, across)
   jitter = np.random.default_rng(0).uniform(-0.3, 0.3, _DOTS)
   for column, (title, groups) in enumerate(panels.items()):
     for row, metric in enumerate(MACRO):
@@ -84,7 +86,7 @@ def scores(
         )
       axis.set_yticks(range(len(order)), [short(name) for name in order])
       axis.set_ylim(-0.6, len(order) - 0.4)
-      axis.grid(axis="x", color="0.9")
+      axis.grid(axis="x", color="0.5", alpha=0.25)
       axis.set_axisbelow(True)
       axis.set_xlabel(TITLES[metric])
       if row == 0:
@@ -95,6 +97,7 @@ def scores(
 def shares(
   panels: Mapping[str, Mapping[str, Mapping]],
   style: Mapping[str, Mapping[str, Any]],
+  across: int = 3,
 ) -> Figure | None:
   """Draws the paper's figure 2: scores by the share of the labels.
 
@@ -104,6 +107,7 @@ def shares(
   Args:
     panels: as of `scores`.
     style: of `styles`.
+    across: as of `scores`.
 
   Returns:
     None where no encoder was probed with less than all labels.
@@ -115,7 +119,7 @@ def shares(
   }
   if not panels:
     return None
-  figure, axes = pairs(len(panels), 4.2, 3.0)
+  figure, axes = pairs(len(panels), 4.2, 3.0, across)
   for column, (title, groups) in enumerate(panels.items()):
     ticks = sorted({s["share"] for g in groups.values() for s in g["shares"]})
     for row, metric in enumerate(MACRO):
@@ -141,7 +145,7 @@ def shares(
       axis.set_xscale("log")
       axis.set_xticks(ticks, [f"{100 * share:g}" for share in ticks])
       axis.minorticks_off()
-      axis.grid(color="0.9")
+      axis.grid(color="0.5", alpha=0.25)
       axis.set_xlabel("training tracks with labels, %")
       axis.set_ylabel(TITLES[metric])
       if row == 0:
@@ -151,7 +155,9 @@ def shares(
 
 
 def curves(
-  runs: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, Any]]
+  runs: Sequence[Mapping[str, Any]],
+  style: Mapping[str, Mapping[str, Any]],
+  across: int = 3,
 ) -> Figure:
   """Draws training curves: loss by task, learning rate, online validation.
 
@@ -159,6 +165,7 @@ def curves(
     runs: {"label", "entries": of metrics.jsonl}; those of one label share a
       panel of losses, since losses of two tasks cannot be compared.
     style: of `styles`.
+    across: as of `scores`.
   """
   labels = sorted({run["label"] for run in runs})
   drawn = [
@@ -173,11 +180,13 @@ def curves(
     )
   ]
   drawn = [one for one in drawn if any(_has(r, one[1]) for r in one[2])]
-  return _lines(drawn, style)
+  return _lines(drawn, style, across)
 
 
 def collapse_signs(
-  runs: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, Any]]
+  runs: Sequence[Mapping[str, Any]],
+  style: Mapping[str, Mapping[str, Any]],
+  across: int = 3,
 ) -> Figure:
   """Draws what tells a collapse: spread, effective rank, cosine, entropies.
 
@@ -186,6 +195,7 @@ def collapse_signs(
   Args:
     runs: as of `curves`.
     style: of `styles`.
+    across: as of `scores`.
   """
   limits = {
     s.metric: s.limit for s in (*collapse.PROJECTIONS, *collapse.TARGETS)
@@ -195,7 +205,7 @@ def collapse_signs(
     for field in _COLLAPSE
     if any(_has(run, field) for run in runs)
   ]
-  return _lines(drawn, style, limits)
+  return _lines(drawn, style, across, limits)
 
 
 def tags(title: str, groups: Mapping[str, Mapping]) -> Figure:
@@ -220,7 +230,7 @@ def tags(title: str, groups: Mapping[str, Mapping]) -> Figure:
     ]
   )
   figure = Figure(
-    figsize=(3.2 + 0.62 * len(names), 1.4 + 0.22 * len(shown)),
+    figsize=(2.2 + 0.4 * len(names), 1.4 + 0.22 * len(shown)),
     layout="constrained",
   )
   axis = figure.subplots()
@@ -239,16 +249,18 @@ def tags(title: str, groups: Mapping[str, Mapping]) -> Figure:
 
 def comparison(
   matrices: Mapping[str, Mapping[str, tuple[list[str], np.ndarray]]],
+  across: int = 3,
 ) -> Figure:
   """Draws the probability that the row's encoder is better than the column's.
 
   Args:
     matrices: {panel's title: {metric: (labels, [N, N] in [0, 1], NaN where
       nothing can be said)}}.
+    across: as of `scores`.
   """
   most = max(len(m["map_macro"][0]) for m in matrices.values())
   side = 1.6 + 0.42 * most
-  figure, axes = pairs(len(matrices), side + 0.8, side)
+  figure, axes = pairs(len(matrices), side + 0.8, side, across)
   for column, (title, by_metric) in enumerate(matrices.items()):
     for row, metric in enumerate(MACRO):
       axis = axes[row, column]
@@ -263,10 +275,11 @@ def comparison(
 def _lines(
   drawn: Sequence[tuple[str, str, Sequence[Mapping]]],
   style: Mapping[str, Mapping[str, Any]],
+  across: int,
   limits: Mapping[str, float] | None = None,
 ) -> Figure:
-  """Draws a panel for each (title, field, runs), three in a row."""
-  columns = min(3, max(len(drawn), 1))
+  """Draws a panel for each (title, field, runs)."""
+  columns = min(across, max(len(drawn), 1))
   rows = max(math.ceil(len(drawn) / columns), 1)
   figure, axes = grid(rows, columns, 3.9, 2.6)
   for axis in axes.flat[len(drawn) :]:
@@ -290,7 +303,7 @@ def _lines(
     axis.set_title(wrap(title))
     axis.set_xlabel("step")
     axis.locator_params(axis="x", nbins=5)
-    axis.grid(color="0.9")
+    axis.grid(color="0.5", alpha=0.25)
   legend(figure, axes)
   return figure
 

@@ -65,8 +65,6 @@ _PROFILE = flags.DEFINE_integer(
 )
 
 
-_HELP = "python -m ssl_music.main --config=FILE --help"
-
 # By what a config of each job is known.
 _FIELDS = {
   "pretrain": ("pretext", "online"),
@@ -207,12 +205,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
   if {"--help", "-help", "-h"} & set(argv):
     _print_help(file, config)
     sys.exit(0)
+  given = f"--config={file} " if file else ""
+  see = f"(see python -m ssl_music.main {given}--help)"
   for argument in argv if file else ():
     name = re.split(r"[=\[]", argument)[0]
     if name.startswith("--config.") and name not in known:
       alike = command_line.nearest(name.removeprefix("--config."), fields)
       meant = command_line.did_you_mean([f"--config.{one}" for one in alike])
-      raise InputError(f"the config has no field {name}{meant} (see {_HELP})")
+      raise InputError(f"the config has no field {name}{meant} {see}")
   try:
     return flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
@@ -225,7 +225,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     flags.Error,
   ) as error:
     said = str(error.args[0] if error.args else error)
-  raise InputError(f"{' '.join(said.split())} (see {_HELP})")
+  raise InputError(f"{' '.join(said.split())} {see}")
 
 
 def _config_of(argv: Sequence[str]) -> tuple[str, str]:

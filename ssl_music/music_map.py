@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from ssl_music import disk, map_page, neighbours, progress
+from ssl_music import disk, drawing, neighbours, progress, template
 from ssl_music.data import audio, files, tables, workers
 from ssl_music.errors import InputError
 from ssl_music.text import printable
@@ -59,8 +59,9 @@ def write(
     top: neighbours of each track.
     embedded: whether the page holds a clip of each track, as mp3, which every
       browser plays; else it links to the files, relative to where it lies.
-    manifest: CSV with `path` and `tags` (see `tables.tag_lists`). A row is of
-      the tracks whose path ends with its path.
+    manifest: CSV with `path` and `tags` (see `tables.tag_lists`), and perhaps
+      `artist` and `title`. A row is of the tracks whose path ends with its
+      path.
 
   Returns:
     how many tracks are drawn.
@@ -74,9 +75,12 @@ def write(
       f"clips of {len(paths)} tracks would make a page too large for a browser"
       f" (at most {_MOST_CLIPS}): give --audio=link"
     )
-  tags = read_tags(manifest, paths) if manifest else [[] for _ in paths]
+  about = (
+    read_manifest(manifest, paths) if manifest else [("", [])] * len(paths)
+  )
   chosen = evenly(len(paths), _DRAWN)
-  paths, tags = [paths[row] for row in chosen], [tags[row] for row in chosen]
+  paths, about = ([one[row] for row in chosen] for one in (paths, about))
+  titles, tags = zip(*about, strict=True)
   means = means if len(chosen) == len(means) else means[chosen]
   space = neighbours.fit(means)
   own = np.arange(len(means))
@@ -86,6 +90,7 @@ def write(
   page = page.absolute()
   data = {
     "tracks": names(paths),
+    "titles": titles,
     "points": project(means, space).round(4).tolist(),
     "neighbours": rows.tolist(),
     "cosines": cosines.astype(np.float64).round(3).tolist(),
@@ -93,9 +98,10 @@ def write(
     "colourings": colourings(paths, tags),
     "audio": _clips(paths) if embedded else links(paths, page.parent),
     "clipped": embedded,
+    "palette": drawing.PALETTE,
   }
   with disk.explained("write", page, option="--map"):
-    disk.write(page, map_page.page(data))
+    disk.write(page, template.page("map.html", data=data))
   return len(paths)
 
 
@@ -163,22 +169,15 @@ def colourings(
     tags: of each; those of a category are CATEGORY---TAG.
 
   Returns:
-    {"name", "groups": names, the largest first, "of": the group of each track,
-    or -1}: by folder, and by the commonest of a track's tags in each category.
+    {"name", "groups": names, the largest first, "of": the places of each
+    track's groups, ascending}: by folder, and by the tags of each category.
   """
-  folders = [os.path.dirname(name) or "." for name in names(paths)]  # noqa: PTH120 (str in, str out)
+  folders = [[os.path.dirname(name) or "."] for name in names(paths)]  # noqa: PTH120 (str in, str out)
   found = [_colouring("folder", folders)]
   split = [[_category(tag) for tag in one] for one in tags]
-  counts = Counter(tag for one in split for tag in set(one))
-  for category in sorted({name for name, _ in counts}):
-    mine = [[pair for pair in one if pair[0] == category] for one in split]
-    # Of several tags the commonest: the fewer groups, the more can be told
-    # apart.
-    chosen = [
-      max(one, key=lambda pair: (counts[pair], pair), default=None)
-      for one in mine
-    ]
-    found.append(_colouring(category, [pair and pair[1] for pair in chosen]))
+  for category in sorted({name for one in split for name, _ in one}):
+    mine = [[tag for name, tag in one if name == category] for one in split]
+    found.append(_colouring(category, mine))
   return found
 
 
@@ -187,26 +186,31 @@ def _category(tag: str) -> tuple[str, str]:
   return (before, after) if mark else ("tag", tag)
 
 
-def _colouring(name: str, values: Sequence[str | None]) -> dict[str, Any]:
-  counts = Counter(value for value in values if value is not None)
+def _colouring(name: str, values: Sequence[Sequence[str]]) -> dict[str, Any]:
+  counts = Counter(value for one in values for value in set(one))
   groups = sorted(counts, key=lambda value: (-counts[value], value))
   place = {value: index for index, value in enumerate(groups)}
-  of = [place.get(value, -1) for value in values]
+  of = [sorted({place[value] for value in one}) for one in values]
   return {"name": name, "groups": groups, "of": of}
 
 
-def read_tags(
+def read_manifest(
   manifest: str | os.PathLike, paths: Sequence[str]
-) -> list[list[str]]:
-  """Returns the tags of tracks; see `write`.
+) -> list[tuple[str, list[str]]]:
+  """Returns the title, with the artist, and the tags of tracks; see `write`.
 
   Raises:
     InputError: the file is no such CSV, or names none of the tracks.
   """
   table = tables.read(manifest, needed=("path", "tags"))
-  names = [os.path.normpath(path.strip()) for path in table.values("path")]
+  given = [os.path.normpath(path.strip()) for path in table.values("path")]
+  artists, titles = (
+    table.values(name) if name in table.columns else [""] * len(given)
+    for name in ("artist", "title")
+  )
+  titles = map(_title, given, artists, titles)
   tags = tables.tag_lists(table.values("tags"))
-  rows = dict(zip(names, tags, strict=True))
+  rows = dict(zip(given, zip(titles, tags, strict=True), strict=True))
   find = files.finder(rows)
   found = [_row_of(one, find) for one in paths]
   if not any(found):
@@ -220,7 +224,14 @@ def read_tags(
       f" the map, such as {printable(others[0])}",
       file=sys.stderr,
     )
-  return [rows[name] if name else [] for name in found]
+  return [rows[name] if name else ("", []) for name in found]
+
+
+def _title(path: str, artist: str, title: str) -> str:
+  """Returns "ARTIST – TITLE", or what is known of it; "" where nothing is."""
+  artist, title = artist.strip(), title.strip()
+  file = os.path.basename(path)  # noqa: PTH119 (str in, str out)
+  return f"{artist} – {title or file}" if artist else title
 
 
 def _row_of(path: str, find: Callable[[str], str | None]) -> str | None:

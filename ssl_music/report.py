@@ -23,7 +23,7 @@ from ssl_music import (
   workdir,
 )
 from ssl_music.errors import InputError, report
-from ssl_music.text import cells
+from ssl_music.text import cells, printable
 
 PAGE = "index.html"  # by which a report's folder is known, too
 _JOBS = ("pretrain", "probe", "finetune")
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   probes, trainings, skipped = find(options.folders)
   for line in skipped:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
   out = options.out
   if out is None and len(options.folders) == 1:
     more = trainings or len(probes) > 1
@@ -210,16 +210,50 @@ def _fill(
 ) -> None:
   panels = results.panels(probes)
   compared = summary.compare_all(panels)
-  pictures = {}
+  wide, narrow = _draw(folder, panels, trainings, compared)
+  sections = summary.sections(panels, trainings, skipped, compared, wide)
+  title = "Music tagging with frozen encoders" if panels else "Pre-training"
+  about = appendix.about(probes, trainings)
+  files = {
+    "results.csv": _csv(results.tidy(panels)),
+    "tags.csv": _csv(appendix.tag_rows(panels)),
+    "results.json": _json(panels, compared, trainings, skipped),
+    "results.md": page.markdown(title, about, sections),
+  }
+  for name, text in files.items():
+    _put(folder / name, text)
+  names = [name for name, text in files.items() if text]
+  text = page.page(title, about, sections, (wide, narrow), names)
+  _put(folder / PAGE, text)
+
+
+def _draw(
+  folder: Path, *found: Any
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+  """Writes all figures; returns them as SVG, and those for narrow screens.
+
+  Args:
+    folder: of the report.
+    *found: as of `summary.figures_of`.
+  """
+  wide, narrow = {}, {}
   with drawing.settings():
-    for name, figure in summary.figures_of(panels, trainings, compared):
-      drawing.save(figure, folder, name)
-      pictures[name] = (folder / f"{name}.svg").read_bytes()
-  sections = summary.sections(panels, trainings, skipped, compared, pictures)
-  title = "Music tagging with frozen encoders"
-  _put(folder / "results.md", page.markdown(title, sections))
-  _put(folder / "results.csv", _csv(results.tidy(panels)))
-  _put(folder / "tags.csv", _csv(appendix.tag_rows(panels)))
+    thin = dict(summary.figures_of(*found, across=1))
+    for name, figure in summary.figures_of(*found):
+      wide[name] = drawing.svg(figure)
+      (folder / f"{name}.svg").write_bytes(wide[name])
+      (folder / f"{name}.png").write_bytes(drawing.png(figure))
+      if figure.axes[0].get_gridspec().ncols > 1:
+        narrow[name] = drawing.svg(thin[name])
+  return wide, narrow
+
+
+def _json(
+  panels: summary.Panels,
+  compared: Mapping[str, Any],
+  trainings: Sequence[Mapping[str, Any]],
+  skipped: Sequence[str],
+) -> str:
   found = {
     "scores": appendix.plain(panels),
     "comparison": compared,
@@ -235,8 +269,7 @@ def _fill(
     "skipped": skipped,
   }
   text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-  _put(folder / "results.json", text + "\n")
-  _put(folder / PAGE, page.page(title, sections, pictures))
+  return text + "\n"
 
 
 def _put(file: Path, text: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from ssl_music import arrays, seal, typed
 from ssl_music.errors import InputError
 from ssl_music.metrics import METRICS
+from ssl_music.text import printable
 
 # So many of the best and of the worst tags are printed.
 _SHOWN = 10
@@ -358,7 +359,7 @@ def table(scores: Sequence[Mapping[str, Any]]) -> str:
       for name in METRICS
     ]
     tracks = f"{one['tracks']['test']}{missing_test(one)}"
-    rows.append([encoder, data, tracks, *cells])
+    rows.append([printable(encoder), printable(data), tracks, *cells])
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rows.insert(1, ["-" * width for width in widths])
   return "\n".join(
@@ -430,4 +431,4 @@ def by_tag(scores: Mapping[str, Any]) -> str:
       f"  left out, without a positive or a negative in test: {some}"
       + (f" and {more} more" if more > 0 else "")
     )
-  return "\n".join(lines)
+  return "\n".join(map(printable, lines))

@@ -73,13 +73,21 @@ def figures_of(
   panels: Panels,
   trainings: Sequence[Mapping[str, Any]],
   compared: Mapping[str, Mapping[str, Sequence]],
+  across: int = 3,
 ) -> Iterator[tuple[str, Figure]]:
-  """Yields (file's name, figure) of all there is something to draw of."""
+  """Yields (file's name, figure) of all there is something to draw of.
+
+  Args:
+    panels: of `results.panels`.
+    trainings: of `report.find`.
+    compared: of `compare_all`.
+    across: panels side by side, at most; 1 is for narrow screens.
+  """
   labels = [name for groups in panels.values() for name in groups]
   style = drawing.styles(labels + [one["label"] for one in trainings])
   if panels:
-    yield "scores", figures.scores(panels, style)
-    if figure := figures.shares(panels, style):
+    yield "scores", figures.scores(panels, style, across)
+    if figure := figures.shares(panels, style, across):
       yield "shares", figure
   matrices = {
     title: {
@@ -90,12 +98,12 @@ def figures_of(
     if compared[title]["map_macro"]
   }
   if matrices:
-    yield "comparison", figures.comparison(matrices)
+    yield "comparison", figures.comparison(matrices, across)
   for name, title in tag_figures(panels).items():
     yield name, figures.tags(title, panels[title])
   if trainings:
-    yield "curves", figures.curves(trainings, style)
-    yield "collapse", figures.collapse_signs(trainings, style)
+    yield "curves", figures.curves(trainings, style, across)
+    yield "collapse", figures.collapse_signs(trainings, style, across)
 
 
 def tag_figures(panels: Panels) -> dict[str, str]:
@@ -140,6 +148,16 @@ def sections(
     ("Tags", _tags(panels)),
     ("Pre-training", _trainings(trainings)),
     ("Settings", appendix.settings(probes, trainings)),
+    (
+      "Runs",
+      [
+        {
+          "table": appendix.runs(panels, trainings),
+          "caption": "Where the runs are",
+          "folded": True,
+        }
+      ],
+    ),
     ("Caveats", [{"items": appendix.caveats(panels) + list(skipped)}]),
   ]
   return [
@@ -172,7 +190,7 @@ def _results(panels: Panels) -> list[dict[str, Any]]:
     _figure(
       "scores",
       f"Test scores by encoder and data set: {best}.",
-      "Scores on all labels. Large mark: the score; black bar: its 95 %"
+      "Scores on all labels. Large mark: the score; bar: its 95 %"
       " interval; dots: bootstrap resamples of the test tracks; ticks above:"
       " single pre-trainings, where there are several. " + _BIAS,
     ),

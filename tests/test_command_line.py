@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-from ssl_music import command_line
+from ssl_music import command_line, errors
 from ssl_music.errors import InputError
 
 
@@ -87,3 +87,12 @@ def test_numbers(check, good, wrong):
   for text in wrong:
     with pytest.raises(argparse.ArgumentTypeError, match=f"{text!r} is no"):
       check(text)
+
+
+def test_an_error_does_not_control_the_terminal(capsys):
+  def command():
+    raise InputError("no file a\x1b[2J\ud800")
+
+  with pytest.raises(SystemExit):
+    errors.report(command)
+  assert capsys.readouterr().err == "error: no file a\\u001b[2J\\ud800\n"

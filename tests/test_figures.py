@@ -1,3 +1,6 @@
+import re
+from xml.etree import ElementTree
+
 import fake_runs
 import matplotlib
 import numpy as np
@@ -101,7 +104,8 @@ def test_long_names_are_not_cut_off_and_files_are_the_same_again(
   for name in ("long", "again"):
     with drawing.settings():
       figure = figures.scores(panels, drawing.styles([long]))
-      drawing.save(figure, tmp_path, name)
+      (tmp_path / f"{name}.png").write_bytes(drawing.png(figure))
+      (tmp_path / f"{name}.svg").write_bytes(drawing.svg(figure))
   picture = imread(tmp_path / "long.png")[..., :3]
   for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
     assert (edge == 1).all()
@@ -116,3 +120,32 @@ def test_files_of_tag_figures_never_meet(found):
   names = summary.tag_figures({"a/b": panels["own"], "a:b": panels["own"]})
   assert len(names) == 2
   assert not any("/" in name for name in names)
+
+
+def test_a_figure_is_legible_on_light_and_dark_pages(found):
+  panels, trainings = found
+  style = drawing.styles(NAMES)
+  with drawing.settings():
+    for figure in (
+      figures.scores(panels, style),
+      figures.curves(trainings, style),
+    ):
+      text = drawing.svg(figure).decode()
+      head, rest = text.split("</style>", 1)
+      assert "prefers-color-scheme: dark" in head
+      # Neither black ink nor white paper, which one of the two would hide.
+      assert not re.search("#(0{6}|f{6})|white|black", rest, re.IGNORECASE)
+      ElementTree.fromstring(text)
+
+
+def test_panels_stand_in_one_column_on_a_narrow_screen(found):
+  panels, trainings = found
+  style = drawing.styles(NAMES)
+  for figure in (
+    figures.scores(panels, style, across=1),
+    figures.shares(panels, style, across=1),
+    figures.curves(trainings, style, across=1),
+    figures.collapse_signs(trainings, style, across=1),
+  ):
+    assert figure.axes[0].get_gridspec().ncols == 1
+    assert all(axis.get_visible() for axis in figure.axes)

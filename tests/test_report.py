@@ -1,7 +1,10 @@
 import csv
+import html
+import importlib.metadata
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import fake_runs
 import numpy as np
@@ -48,9 +51,10 @@ class Outline(HTMLParser):
   def handle_starttag(self, tag, attributes):
     attributes = dict(attributes)
     self.ids.add(attributes.get("id"))
-    self.links |= {attributes.get("href"), attributes.get("src")} - {None}
+    for name in ("href", "src", "srcset"):
+      self.links |= {attributes.get(name)} - {None}
     self.bare += tag == "img" and not attributes.get("alt")
-    if tag not in ("meta", "img", "br"):
+    if tag not in ("meta", "img", "source"):
       self.open.append(tag)
 
   def handle_endtag(self, tag):
@@ -63,12 +67,32 @@ def test_the_page_needs_nothing_besides_itself(written):
   outline.feed(text)
   assert outline.open == []
   assert not outline.bare
+  beside = {file.name for file in written.iterdir()}
   for link in outline.links:
     inside = link.startswith("data:image/svg+xml;base64,")
-    assert inside or link[1:] in outline.ids
+    assert inside or link[1:] in outline.ids or link in beside
+  assert {"results.csv", "tags.csv", "scores.svg"} <= outline.links
   assert "url(" not in text
   assert "a<b>" not in text
   assert "a&lt;b&gt;|c" in text
+
+
+def test_the_page_says_when_by_what_and_of_which_runs_it_was_made(written):
+  text = html.unescape((written / "index.html").read_text())
+  version = importlib.metadata.version("ssl_music")
+  assert re.search(rf"Made on 20\d\d-.* UTC by ssl_music {version}, of", text)
+  runs = [*(written.parent / "probe" / "own").iterdir()]
+  runs += (written.parent / "pretrain").iterdir()
+  assert len(runs) == 6
+  for folder in runs:
+    assert f'<th scope="row">{folder}</th>' in text
+
+
+def test_figures_are_of_one_column_on_a_narrow_screen(written):
+  """Those of several; the others are the same on every screen."""
+  text = (written / "index.html").read_text()
+  assert text.count("<source media") == 2  # curves and collapse
+  assert text.count("<img alt") == 6
 
 
 def test_what_cannot_be_read_is_skipped_and_said(written):
@@ -120,9 +144,27 @@ def test_every_figure_is_there_twice_and_in_the_markdown(written):
     assert said in text
 
 
+def test_names_control_neither_terminal_nor_spreadsheet(tmp_path, capsys):
+  name = "a\x1b[2Jb\ud800-->"
+  for index, one in enumerate(("mel", name)):
+    folder = tmp_path / str(index)
+    fake_runs.probe(folder, one, tags=("=1+1", "calm"))
+  assert report.main([str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  assert "\x1b" not in said
+  assert r"a\u001b[2Jb\ud800-->" in said
+  out = tmp_path / "report"
+  for file in ("index.html", "results.md"):
+    assert "\x1b" not in (out / file).read_text()
+  for file in out.glob("*.svg"):
+    ElementTree.parse(file)
+  with (out / "tags.csv").open() as file:
+    assert {row["tag"] for row in csv.DictReader(file)} == {"'=1+1", "calm"}
+
+
 def test_an_old_report_is_replaced_as_a_whole(written, monkeypatch):
   before = (written / "results.json").read_bytes()
-  monkeypatch.setattr(summary, "figures_of", lambda *_: [])
+  monkeypatch.setattr(summary, "figures_of", lambda *_, **__: [])
   left = written.parent / ".report.partial" / "new" / "figures"
   left.mkdir(parents=True)  # of a killed process
 
@@ -153,7 +195,7 @@ def test_two_reports_leave_each_other_alone(written, monkeypatch):
   before = (written / "results.json").read_bytes()
   refused = []
 
-  def meanwhile(*_):
+  def meanwhile(*_, **__):
     """Another process writes the same report, in the midst of this one."""
     with pytest.raises(InputError, match=r"another .* writing a report to"):
       report.write([written.parent], written)
@@ -162,7 +204,7 @@ def test_two_reports_leave_each_other_alone(written, monkeypatch):
 
   monkeypatch.setattr(summary, "figures_of", meanwhile)
   report.write([written.parent], written)
-  assert refused == [True]
+  assert refused
   assert (written / "results.json").read_bytes() == before
 
 

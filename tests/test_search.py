@@ -180,7 +180,10 @@ def test_map_links_to_files_and_names_do_no_harm(
 ):
   manifest = tmp_path / "tags.csv"
   manifest.write_text(
-    "path,tags\nhigh/a.flac,genre---</script><script>harm()|x\nc.wav,x\n"
+    "path,tags,artist,title\n"
+    "high/a.flac,genre---</script><script>harm()|x,Ann,A <b>\n"
+    "c.wav,x|y,Ann,\n"
+    "copy.flac,y|x,,\n"
   )
   page = tmp_path / "pages" / "map.html"
   page.parent.mkdir()
@@ -209,8 +212,11 @@ def test_map_links_to_files_and_names_do_no_harm(
   assert folder["name"] == "folder"
   assert folder["groups"][0] == "low"
   assert genre["groups"] == ["</script><script>harm()"]
-  assert sorted(genre["of"]) == [-1] * 6 + [0]
-  assert sorted(tag["of"]) == [-1] * 5 + [0, 0]
+  assert sorted(genre["of"]) == [[]] * 6 + [[0]]
+  # All tags of a track count, not its first alone.
+  assert tag["groups"] == ["x", "y"]
+  assert sorted(tag["of"]) == [[]] * 4 + [[0], [0, 1], [0, 1]]
+  assert sorted(data["titles"]) == [""] * 5 + ["Ann – A <b>", "Ann – c.wav"]
 
 
 def test_map_with_clips(embedded, tmp_path, monkeypatch):
@@ -277,13 +283,16 @@ def test_a_manifest_that_names_no_track(tmp_path):
   manifest = tmp_path / "tags.csv"
   manifest.write_text("path,tags\nz.wav,x\n")
   with pytest.raises(InputError, match="names no track"):
-    music_map.read_tags(manifest, ["/music/a.wav", "/music/zz.wav"])
+    music_map.read_manifest(manifest, ["/music/a.wav", "/music/zz.wav"])
 
 
 def test_rows_of_a_manifest_that_name_no_track_are_counted(tmp_path, capsys):
   manifest = tmp_path / "tags.csv"
   manifest.write_text('path,tags\nCafé.wav,"x, y"\nb.wav,z\nc.wav,z\n', "utf-8")
   paths = ["/music/Cafe\u0301.wav", "/music/d.wav"]
-  assert music_map.read_tags(manifest, paths) == [["x", "y"], []]
+  assert music_map.read_manifest(manifest, paths) == [
+    ("", ["x", "y"]),
+    ("", []),
+  ]
   said = capsys.readouterr().err
   assert "2 of 3 manifest rows" in said and "such as b.wav" in said

@@ -1,6 +1,7 @@
 """`python -m ssl_music.tag`, as a person runs it."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -107,3 +108,13 @@ def test_wrong_input_is_one_sentence(probe, music, tmp_path):
     run(f"--encoder={probe}", f"--out={tmp_path / 'absent' / 'tags'}")
   with pytest.raises(InputError, match="no file or folder"):
     tag.main(["/absent.wav", f"--encoder={probe}"])
+
+
+def test_names_control_neither_terminal_nor_spreadsheet():
+  for form, said in (
+    ("table", "a\\u001b[2J.mp3\n  0.500  =1+1\n"),
+    ("csv", "path,tag,probability\na\x1b[2J.mp3,'=1+1,0.500000\n"),
+  ):
+    file = io.StringIO()
+    tag.FORMATS[form](file)("a\x1b[2J.mp3", {"=1+1": 0.5})
+    assert file.getvalue() == said

@@ -1,6 +1,3 @@
-"""The script of the map's page: plain JavaScript, which needs nothing else."""
-
-SCRIPT = r"""
 (() => {
 const root = document.getElementById("sound-map");
 const pick = what => root.querySelector(what);
@@ -9,7 +6,14 @@ const canvas = pick("canvas"), pen = canvas.getContext("2d");
 const audio = pick("audio"), tip = pick(".tip");
 const count = data.tracks.length, SHAPES = 6, GROUPS = 24, GREY = "#777777";
 let view = {scale: 1, x: 0, y: 0}, size = {width: 1, height: 1, side: 1};
-let selected = -1, hovered = -1, playing = -1, colouring = 0, hits = null;
+let selected = -1, hovered = -1, playing = -1, hits = null;
+let colouring = data.colourings[0], chosen = null;
+const label = index => data.titles[index] || data.tracks[index];
+// A track's groups, the largest first; -1 is what the legend has no room for.
+const groupsOf = index => {
+  const listed = colouring.of[index].filter(group => group < GROUPS);
+  return listed.length ? listed : [-1];
+};
 
 const make = (tag, text, parent) => {
   const node = document.createElement(tag);
@@ -29,7 +33,7 @@ const place = index => {
           (height - side) / 2 + side * y * view.scale + view.y];
 };
 // Groups differ in colour and in shape; the smallest share a grey dot.
-const look = group => group < 0 || group >= GROUPS
+const look = group => group < 0
   ? {colour: GREY, shape: 0, small: true}
   : {colour: data.palette[group % data.palette.length],
      shape: (group + Math.floor(group / SHAPES)) % SHAPES};
@@ -46,7 +50,8 @@ const outline = (path, shape, x, y, radius) => {
   path.closePath();
 };
 const dot = index => {
-  const {colour, shape, small} = look(data.colourings[colouring].of[index]);
+  const mine = groupsOf(index);
+  const {colour, shape, small} = look(mine.includes(chosen) ? chosen : mine[0]);
   const [x, y] = place(index);
   const radius = (small ? .7 : 1) * (count > 5000 ? 2.5 : count > 500 ? 4 : 6);
   if (x < -9 || y < -9 || x > size.width + 9 || y > size.height + 9) return;
@@ -135,7 +140,7 @@ const show = index => {
   hovered = index;
   tip.hidden = index < 0;
   if (index >= 0) {
-    tip.textContent = data.tracks[index];
+    tip.textContent = label(index);
     const [x, y] = place(index), right = x > size.width / 2;
     tip.style.left = right ? "auto" : `${x + 12}px`;
     tip.style.right = right ? `${size.width - x + 12}px` : "auto";
@@ -150,7 +155,7 @@ const play = index => {
   const address = data.audio[index];
   if (address) {
     audio.src = address;
-    audio.setAttribute("aria-label", data.tracks[index]);
+    audio.setAttribute("aria-label", label(index));
     // Of a refusal the error event tells; of an interruption nobody need know.
     audio.play().catch(() => {});
   } else {
@@ -173,7 +178,8 @@ audio.addEventListener("error", () => {
 });
 const select = index => {
   selected = index;
-  pick(".name").textContent = data.tracks[index];
+  pick(".name").textContent = label(index);
+  pick(".path").textContent = data.titles[index] && data.tracks[index];
   pick(".tags").textContent = data.tags[index].join(", ");
   pick(".near").hidden = false;
   const list = pick(".near ol");
@@ -181,30 +187,33 @@ const select = index => {
   data.neighbours[index].forEach((other, rank) => {
     const item = make("li", "", list);
     const cosine = data.cosines[index][rank].toFixed(2);
-    const name = button(`▶ ${data.tracks[other]} (${cosine})`, item,
+    const name = button(`▶ ${label(other)} (${cosine})`, item,
                         () => play(other));
     name.dataset.track = other;
     name.addEventListener("mouseenter", () => show(other));
     name.addEventListener("focus", () => show(other));
     const go = button("→", item, () => select(other));
-    go.setAttribute("aria-label", `Go to ${data.tracks[other]}`);
+    go.setAttribute("aria-label", `Go to ${label(other)}`);
   });
   play(index);
 };
-const find = () => {
+// What the search and the chosen group leave; null where both leave all.
+const filter = () => {
   const words = pick("#find").value.toLowerCase().split(/\s+/).filter(Boolean);
   const list = pick(".hits");
   list.replaceChildren();
-  hits = null;
-  if (words.length) {
-    hits = new Set();
-    for (let index = 0; index < count; index++) {
-      const text = [data.tracks[index], ...data.tags[index]].join(" ");
-      const low = text.toLowerCase();
-      if (words.every(word => low.includes(word))) hits.add(index);
+  hits = words.length || chosen !== null ? new Set() : null;
+  for (let index = 0; hits && index < count; index++) {
+    const text = [data.tracks[index], data.titles[index], ...data.tags[index]]
+      .join(" ").toLowerCase();
+    if (words.every(word => text.includes(word))
+        && (chosen === null || groupsOf(index).includes(chosen))) {
+      hits.add(index);
     }
+  }
+  if (words.length) {
     for (const index of [...hits].slice(0, 10)) {
-      button(data.tracks[index], make("li", "", list), () => select(index));
+      button(label(index), make("li", "", list), () => select(index));
     }
     const rest = hits.size - 10;
     if (rest > 0) make("li", `and ${rest} more`, list);
@@ -213,31 +222,42 @@ const find = () => {
   draw();
 };
 const SVG = "http://www.w3.org/2000/svg";
+const icon = group => {
+  const {colour, shape} = look(group);
+  const node = document.createElementNS(SVG, "svg");
+  node.setAttribute("viewBox", "-8 -8 16 16");
+  node.setAttribute("aria-hidden", "true");
+  const drawn = document.createElementNS(SVG, shape ? "polygon" : "circle");
+  shape ? drawn.setAttribute("points", corners[shape].map(c =>
+    c.map(v => 5 * v).join()).join(" ")) : drawn.setAttribute("r", 5);
+  drawn.setAttribute("fill", colour);
+  drawn.setAttribute("stroke", "currentColor");
+  node.append(drawn);
+  return node;
+};
 const legend = () => {
-  const {groups, of} = data.colourings[colouring], list = pick(".legend");
+  const list = pick(".legend"), tally = new Map();
   list.replaceChildren();
-  const tally = groups.map(() => 0);
-  of.forEach(group => { if (group >= 0) tally[group]++; });
-  const entries = groups.slice(0, GROUPS).map((name, i) => [i, name, tally[i]]);
-  const rest = count - entries.reduce((sum, entry) => sum + entry[2], 0);
-  if (rest) entries.push([-1, "others", rest]);
-  for (const [group, name, size] of entries) {
-    const item = make("li", "", list), {colour, shape} = look(group);
-    const icon = document.createElementNS(SVG, "svg");
-    icon.setAttribute("viewBox", "-8 -8 16 16");
-    icon.setAttribute("width", 16);
-    icon.setAttribute("height", 16);
-    icon.setAttribute("aria-hidden", "true");
-    const drawn = document.createElementNS(SVG, shape ? "polygon" : "circle");
-    shape ? drawn.setAttribute("points", corners[shape].map(c =>
-      c.map(v => 5 * v).join()).join(" ")) : drawn.setAttribute("r", 5);
-    drawn.setAttribute("fill", colour);
-    drawn.setAttribute("stroke", "currentColor");
-    icon.append(drawn);
-    item.append(icon);
-    make("span", `${name} (${size})`, item);
+  for (let index = 0; index < count; index++) {
+    for (const group of groupsOf(index)) {
+      tally.set(group, (tally.get(group) ?? 0) + 1);
+    }
   }
-  draw();
+  const names = [...colouring.groups.slice(0, GROUPS).entries(), [-1, "others"]];
+  for (const [group, name] of names) {
+    if (!tally.has(group)) continue;
+    const entry = button("", make("li", "", list), () => {
+      chosen = chosen === group ? null : group;
+      for (const other of list.querySelectorAll("button")) {
+        other.setAttribute("aria-pressed", other === entry && chosen !== null);
+      }
+      filter();
+    });
+    entry.setAttribute("aria-pressed", false);
+    entry.append(icon(group));
+    make("span", `${name} (${tally.get(group)})`, entry);
+  }
+  filter();
 };
 const MOVES = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1],
                ArrowDown: [0, 1]};
@@ -255,7 +275,7 @@ const step = ([dx, dy]) => {
     }
   }
   show(best);
-  pick(".said").textContent = data.tracks[best];
+  pick(".said").textContent = label(best);
 };
 canvas.addEventListener("keydown", event => {
   if (MOVES[event.key]) step(MOVES[event.key]);
@@ -295,7 +315,7 @@ canvas.addEventListener("wheel", event => {
 }, {passive: false});
 root.querySelectorAll("[data-zoom]").forEach(node =>
   node.addEventListener("click", () => zoom(Number(node.dataset.zoom))));
-pick("#find").addEventListener("input", find);
+pick("#find").addEventListener("input", filter);
 pick("#find").addEventListener("keydown", event => {
   if (event.key === "Enter" && hits?.size) select([...hits][0]);
 });
@@ -303,7 +323,8 @@ data.colourings.forEach((one, i) => {
   make("option", one.name, pick("#colour")).value = i;
 });
 pick("#colour").addEventListener("change", event => {
-  colouring = Number(event.target.value);
+  colouring = data.colourings[Number(event.target.value)];
+  chosen = null;
   legend();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
@@ -312,4 +333,3 @@ resize();
 zoom(0);
 legend();
 })();
-"""
