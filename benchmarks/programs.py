@@ -157,22 +157,23 @@ def compile_loss(config: Mapping[str, Any], mesh: Mesh) -> jax.stages.Compiled:
   divided = PartitionSpec(None, AXIS)
   task = PRETEXTS[pretext["name"]]
   shape = config["views"], config["batch"], pretext["head"][-1]
-  features = jax.ShapeDtypeStruct(shape, jnp.float32)
+  z = jax.ShapeDtypeStruct(shape, jnp.float32)
+  kinds = ("projection", "prediction", "teacher")
   given, specs = {}, {}
-  if task.follows:
-    given["teacher"], specs["teacher"] = features, divided
   if task.init_memory:
     memory = task.init_memory(pretext)
     given["memory"], specs["memory"] = memory, dict.fromkeys(memory, whole)
+  if task.draws:
+    given["key"], specs["key"] = jax.random.key(0), whole
   for rate in task.rates:
     given[rate], specs[rate] = jax.ShapeDtypeStruct((), jnp.float32), whole
 
-  def gradient(z, given):
-    loss = lambda z: task.loss(z, pretext, AXIS, **given)[0]
-    return jax.grad(loss)(z)
+  def gradient(features, given):
+    loss = lambda features: task.loss(features, pretext, AXIS, **given)[0]
+    return jax.grad(loss)(features)
 
   mapped = parallel.map_step(gradient, mesh, (divided, specs), divided)
-  return mapped.lower(features, given).compile(_QUICK)
+  return mapped.lower(dict.fromkeys(kinds, z), given).compile(_QUICK)
 
 
 def _on(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

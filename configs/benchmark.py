@@ -28,8 +28,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ssl_music import config as defaults
+from ssl_music.pretext import PRETEXTS
 
-TASKS = ("contrastive", "byol", "clustering", "barlow_twins", "vicreg")
+TASKS = [name for name, task in PRETEXTS.items() if not task.labels]
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:

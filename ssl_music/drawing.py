@@ -14,29 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ssl_music.pretext import PRETEXTS
 from ssl_music.text import printable
 
 # Okabe and Ito's colours, which people with any colour vision tell apart;
 # yellow is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
-_TASKS = (
-  *("contrastive", "byol", "clustering", "barlow_twins", "vicreg"),
-  "supervised",
-)
-_COLOURS = dict(zip(_TASKS, PALETTE, strict=True)) | {
-  "mel": "#666666",
-  "random": "#A0A0A0",
-}
-_MARKERS = {
-  "contrastive": "o",
-  "byol": "s",
-  "clustering": "^",
-  "barlow_twins": "D",
-  "vicreg": "v",
-  "supervised": "P",
-  "mel": "X",
-  "random": "*",
-}
+_COLOURS = {name: task.colour for name, task in PRETEXTS.items()}
+_COLOURS |= {"mel": "#666666", "random": "#A0A0A0"}
+_MARKERS = {name: task.marker for name, task in PRETEXTS.items()}
+_MARKERS |= {"mel": "X", "random": "*"}
 _FREE_COLOURS = ("#000000", "#8C6D1F", "#56B4E9", "#D55E00", "#0072B2")
 _FREE_MARKERS = ("p", "h", "<", ">", "d")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))

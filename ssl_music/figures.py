@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_music import collapse
 from ssl_music.drawing import cells, grid, legend, pairs, short, wrap
+from ssl_music.pretext import PRETEXTS
 from ssl_music.results import TITLES
 
 MACRO = ("map_macro", "roc_auc_macro")
@@ -197,9 +197,7 @@ def collapse_signs(
     style: of `styles`.
     across: as of `scores`.
   """
-  limits = {
-    s.metric: s.limit for s in (*collapse.PROJECTIONS, *collapse.TARGETS)
-  }
+  limits = {s.metric: s.limit for t in PRETEXTS.values() for s in t.signs}
   drawn = [
     (field.replace("_", " "), field, runs)
     for field in _COLLAPSE

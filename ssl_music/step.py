@@ -123,7 +123,9 @@ def make_train_step(
   task = PRETEXTS[pretext["name"]]
 
   def loss_of(features: dict, given: dict) -> tuple[jax.Array, dict]:
-    loss, metrics = task.loss(features["prediction"], pretext, AXIS, **given)
+    given = dict(given)
+    teacher = {k: given.pop(k) for k in ("teacher",) if k in given}
+    loss, metrics = task.loss(features | teacher, pretext, AXIS, **given)
     return loss, metrics | {"loss": loss}
 
   network = functools.partial(_network, config)
@@ -138,6 +140,9 @@ def make_train_step(
       given["labels"] = batch["labels"]
     if task.init_memory:
       given["memory"] = state["memory"]
+    if task.draws:
+      key = jax.random.key(config["seed"] + 2)
+      given["key"] = jax.random.fold_in(key, state["step"])
     if task.follows:
       seen, teacher_stats = _in_parts(
         network, config["accumulate"], state["teacher"], mels[:1]
@@ -166,7 +171,7 @@ def make_train_step(
       features["teacher"] = given["teacher"]
     if task.update_memory:
       new["memory"] = task.update_memory(
-        state["memory"], given["teacher"], pretext, AXIS
+        state["memory"], features, pretext, AXIS
       )
     metrics["gradient_norm"] = optax.global_norm(flatten(grads))
     del features["prediction"]

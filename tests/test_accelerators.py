@@ -21,6 +21,7 @@ COLLECTIVES = {
   "vicreg": 83,
   "supervised": 66,
 }
+MOST = 98  # of any other task
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def test_a_step_is_plain(task):
   assert not any(form in text for form in CPU_FORMS)
   collectives = ("all_reduce", "all_gather", "reduce_scatter")
   found = sum(text.count(f'"stablehlo.{name}"') for name in collectives)
-  assert found <= COLLECTIVES[task]
+  assert found <= COLLECTIVES.get(task, MOST)
 
 
 def test_a_cpu_gets_its_own():

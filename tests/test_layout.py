@@ -14,7 +14,7 @@ ROOMS = (
   {"command_line", "template"},
   {"arrays", "disk", "typed"},
   {"seal"},
-  {"tagger", "vectors", "neighbours"},
+  {"tagger", "vectors", "neighbours", "pretext"},
   {"results", "published", "page", "drawing", "vector_parts"},
   {"augment", "schedules", "diagnostics", "collapse", "parallel"},
   {"hosts"},
@@ -22,7 +22,6 @@ ROOMS = (
   {"config_help"},
   {"models", "scoring", "figures", "appendix"},
   {
-    "pretext",
     "data",
     "encoder",
     "checkpoint",

@@ -14,7 +14,7 @@ import small
 import tiny
 
 from ssl_music import optimizer, parallel, step
-from ssl_music.pretext import PRETEXTS, contrastive
+from ssl_music.pretext import PRETEXTS, contrastive, correlation, record
 
 # What these tests compare does not depend on how well it is compiled.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -120,6 +120,30 @@ def test_devices_make_no_difference(task, mapping):
   # Parameters, batch statistics, teacher and centre, both of AdamW's moments
   # (which hold the gradients), every metric, and every item's features.
   assert_close(stepped(1, task), stepped(mapping, task))
+
+
+def test_a_memory_needs_no_teacher_and_a_loss_may_draw(monkeypatch):
+  def loss(features, config, axis_name, *, memory, key):
+    far = features["projection"] - memory["mean"]
+    return (far @ jax.random.normal(key, far.shape[-1:])).mean(), {}
+
+  def update_memory(memory, features, config, axis_name):
+    mean = correlation.mean_over_batch(features["projection"], axis_name)
+    return {"mean": mean.mean(0)}
+
+  task = record.Pretext(
+    loss,
+    colour="",
+    marker="",
+    init_memory=lambda config: {"mean": jnp.zeros((1, config["head"][-1]))},
+    update_memory=update_memory,
+    draws=True,
+  )
+  monkeypatch.setitem(PRETEXTS, "sixth", task)
+  sixth = {"pretext.name": "sixth"}
+  states = [stepped(n, "contrastive", **sixth) for n in (1, 8)]
+  assert_close(*states)
+  assert np.abs(states[0][0]["memory"]["mean"]).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def pretraining(data_dir, task="contrastive", **fields):
   config.pretext.head = HEADS.get(task, (16, 8))
   if task == "contrastive":
     config.pretext.temperature = 0.1
-  if task == "byol":
+  if "predictor" in config.pretext:
     config.pretext.predictor = (16, 8)
   if task == "clustering":
     config.temperature_warmup_steps = 6

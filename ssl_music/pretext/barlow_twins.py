@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from ssl_music.pretext import correlation
+from ssl_music.pretext.record import LEARNING_RATE, NOT_NEGATIVE, Pretext
 
 
 def loss(
-  z: jax.Array, config: Mapping, axis_name: str | None = None
+  features: Mapping[str, jax.Array],
+  config: Mapping,
+  axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Makes the cross-correlation of two views' features the identity.
 
@@ -19,7 +22,7 @@ def loss(
   all pairs of views.
 
   Args:
-    z: this device's projections, [V, B, D], V >= 2, D >= 2.
+    features: with this device's "projection", [V, B, D], V >= 2, D >= 2.
     config: "off_diagonal" (lambda >= 0, the weight of the second term).
     axis_name: the mapped axis over which the batch is spread, or None.
 
@@ -27,6 +30,7 @@ def loss(
     The loss of the global batch, and its terms {"on_diagonal",
     "off_diagonal"}, unweighted.
   """
+  z = features["projection"]
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   z = correlation.standardise(z, axis_name)
   first, second = zip(*itertools.combinations(range(len(z)), 2), strict=True)
@@ -38,3 +42,12 @@ def loss(
   off = correlation.mean_off_diagonal(matrix).mean()
   metrics = {"on_diagonal": on, "off_diagonal": off}
   return on + config["off_diagonal"] * off, metrics
+
+
+TASK = Pretext(
+  loss,
+  colour="#E69F00",
+  marker="D",
+  fields={"off_diagonal": NOT_NEGATIVE},
+  advice=f"{LEARNING_RATE} or raise --config.pretext.off_diagonal",
+)

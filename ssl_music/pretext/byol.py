@@ -5,13 +5,15 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from ssl_music.pretext.record import ANY, LEARNING_RATE, SHARE, Pretext
+
+MOMENTUM = {"momentum": SHARE, "final_momentum": SHARE}  # of a teacher
+
 
 def loss(
-  p: jax.Array,
+  features: Mapping[str, jax.Array],
   config: Mapping,
   axis_name: str | None = None,
-  *,
-  teacher: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Brings predictions close to the teacher's projections of other views.
 
@@ -20,19 +22,20 @@ def loss(
   code sums over the batch where it should over features.
 
   Args:
-    p: the student's predictions of this device's items, [V, B, D], V >= 2.
+    features: with the student's "prediction" of this device's items,
+      [V, B, D], V >= 2, and "teacher", the teacher's projections of the first G
+      views, [G, B, D], 1 <= G <= V (the rest are short views that only the
+      student sees); no gradient flows into it.
     config: unused, for the losses' common signature.
     axis_name: unused too: items do not see each other here.
-    teacher: the teacher's projections of the first G views, [G, B, D],
-      1 <= G <= V (the rest are short views that only the student sees); no
-      gradient flows into it.
 
   Returns:
     The loss of this device's items, in [0, 4] (its mean over devices is that
     of the global batch), and {"cosine": mean over the same pairs}.
   """
   del config, axis_name
-  cosine = mean_product(jax.lax.stop_gradient(unit(teacher)), unit(p))
+  teacher = jax.lax.stop_gradient(unit(features["teacher"]))
+  cosine = mean_product(teacher, unit(features["prediction"]))
   return 2 - 2 * cosine, {"cosine": cosine}
 
 
@@ -56,3 +59,14 @@ def mean_product(teacher: jax.Array, student: jax.Array) -> jax.Array:
   every = (teacher.sum(0) * student.sum(0)).sum(-1)
   same = (teacher * student[:given]).sum((0, -1))
   return (every - same).mean() / (given * (views - 1))
+
+
+TASK = Pretext(
+  loss,
+  colour="#D55E00",
+  marker="s",
+  fields={"predictor": ANY, **MOMENTUM},
+  follows=("params", "batch_stats"),
+  advice=f"{LEARNING_RATE}, or keep the predictor and raise"
+  " --config.pretext.momentum",
+)

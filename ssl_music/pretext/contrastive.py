@@ -5,9 +5,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from ssl_music.pretext.record import LEARNING_RATE, POSITIVE, Pretext
+
 
 def loss(
-  z: jax.Array, config: Mapping, axis_name: str | None = None
+  features: Mapping[str, jax.Array],
+  config: Mapping,
+  axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Normalised-temperature cross entropy over the global batch.
 
@@ -16,7 +20,7 @@ def loss(
   denominator holds every other item, other positives included.
 
   Args:
-    z: this device's projections, [V, B, D], V >= 2.
+    features: with this device's "projection", [V, B, D], V >= 2.
     config: "temperature" (tau > 0).
     axis_name: the mapped axis over which the batch is spread, or None.
 
@@ -25,7 +29,7 @@ def loss(
     batch), and {"accuracy": share of rows whose nearest other item is a view
     of the same track}.
   """
-  return nt_xent(z, config["temperature"], axis_name)
+  return nt_xent(features["projection"], config["temperature"], axis_name)
 
 
 def nt_xent(
@@ -58,3 +62,12 @@ def nt_xent(
   nearest = flat.argmax(-1)[..., None]
   hit = jnp.take_along_axis(positive.reshape(flat.shape), nearest, -1)
   return (normaliser - matched).mean(), {"accuracy": hit.mean()}
+
+
+TASK = Pretext(
+  loss,
+  colour="#0072B2",
+  marker="o",
+  fields={"temperature": POSITIVE},
+  advice=f"{LEARNING_RATE} or lengthen the warm-up",
+)

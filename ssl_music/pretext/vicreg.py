@@ -7,12 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from ssl_music.pretext import correlation
+from ssl_music.pretext.record import (
+  LEARNING_RATE,
+  NOT_NEGATIVE,
+  POSITIVE,
+  Pretext,
+)
 
 _EPSILON = 1e-5  # under the square root, whose gradient is infinite at 0
 
 
 def loss(
-  z: jax.Array, config: Mapping, axis_name: str | None = None
+  features: Mapping[str, jax.Array],
+  config: Mapping,
+  axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Pulls views together, keeps features spread and uncorrelated.
 
@@ -22,7 +30,7 @@ def loss(
   all pairs of views.
 
   Args:
-    z: this device's projections, [V, B, D], V >= 2, D >= 2.
+    features: with this device's "projection", [V, B, D], V >= 2, D >= 2.
     config: the weights "invariance", "variance" and "covariance" (>= 0), and
       "gamma" (> 0), the standard deviation that features shall have.
     axis_name: the mapped axis over which the batch is spread, or None.
@@ -31,6 +39,7 @@ def loss(
     The loss (its mean over devices is that of the global batch), and its terms
     {"invariance", "variance", "covariance"}, unweighted.
   """
+  z = features["projection"]
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   pairs = itertools.combinations(range(len(z)), 2)
   distances = [jnp.square(z[i] - z[j]).mean() for i, j in pairs]
@@ -52,3 +61,18 @@ def loss(
     "covariance": covariance,
   }
   return sum(config[name] * term for name, term in terms.items()), terms
+
+
+TASK = Pretext(
+  loss,
+  colour="#CC79A7",
+  marker="v",
+  fields={
+    "invariance": NOT_NEGATIVE,
+    "variance": NOT_NEGATIVE,
+    "covariance": NOT_NEGATIVE,
+    "gamma": POSITIVE,
+  },
+  advice=f"{LEARNING_RATE} or raise --config.pretext.variance and"
+  " --config.pretext.covariance",
+)

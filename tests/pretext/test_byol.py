@@ -13,7 +13,7 @@ SHAPES = [((2, 5, 7), 2), ((2, 5, 7), 1), ((4, 3, 6), 2), ((3, 1, 4), 3)]
 
 @jax.jit
 def loss(p, teacher):
-  return byol.loss(p, {}, teacher=teacher)[0]
+  return byol.loss({"prediction": p, "teacher": teacher}, {})[0]
 
 
 def arrays(shape, given):
@@ -54,7 +54,8 @@ def test_relation_to_the_published_slip():
 @pytest.mark.parametrize(("shape", "given"), SHAPES)
 def test_equals_the_slow_reference(shape, given):
   p, teacher = arrays(shape, given)
-  value, metrics = byol.loss(jnp.asarray(p), {}, teacher=jnp.asarray(teacher))
+  seen = {"prediction": jnp.asarray(p), "teacher": jnp.asarray(teacher)}
+  value, metrics = byol.loss(seen, {})
   expected = reference(p, teacher)
   assert value == pytest.approx(expected, rel=1e-5)
   assert metrics["cosine"] == pytest.approx(1 - expected / 2, abs=1e-6)
@@ -125,7 +126,9 @@ def test_eight_devices_equal_one():
   mean = lambda x: jax.lax.pmean(x, parallel.AXIS)
 
   def step(p, teacher):
-    run = lambda p: byol.loss(p, {}, parallel.AXIS, teacher=teacher)
+    run = lambda p: byol.loss(
+      {"prediction": p, "teacher": teacher}, {}, parallel.AXIS
+    )
     (value, metrics), grad = jax.value_and_grad(run, has_aux=True)(p)
     # The gradient is that of the sum over devices: 8 times that of the mean.
     return mean(value), mean(metrics), grad / 8

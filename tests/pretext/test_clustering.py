@@ -43,7 +43,9 @@ def run(s, teacher, centre, config=CONFIG, temperature=0.04, axis_name=None):
 @functools.cache
 def compiled(axis_name, **config):
   return jax.jit(
-    lambda s, **given: clustering.loss(s, config, axis_name, **given)
+    lambda s, teacher, **given: clustering.loss(
+      {"projection": s, "teacher": teacher}, config, axis_name, **given
+    )
   )
 
 
@@ -126,7 +128,7 @@ def test_golden_vectors(epoch):
   assert value == pytest.approx(vector("loss"), rel=1e-5)
   assert golden.relative_error(grad, vector("grad")) < 1e-5
   memory = clustering.update_memory(
-    {"centre": jnp.asarray(centre)}, jnp.asarray(teacher), config
+    {"centre": jnp.asarray(centre)}, {"teacher": jnp.asarray(teacher)}, config
   )
   assert golden.relative_error(memory["centre"], vector("center_after")) < 1e-6
 
@@ -296,7 +298,7 @@ def test_half_precision_is_computed_in_float32(config, dtype):
   expected, _ = reference(*exact, centre, config, 0.04)
   assert value == pytest.approx(expected, rel=1e-5)
   memory = clustering.init_memory(config | {"head": (6,)})
-  memory = clustering.update_memory(memory, teacher, config)
+  memory = clustering.update_memory(memory, {"teacher": teacher}, config)
   assert memory["centre"].dtype == jnp.float32
   mean = exact[1].mean((0, 1))
   np.testing.assert_allclose(memory["centre"][0], mean / 10, rtol=1e-4)
@@ -324,7 +326,7 @@ def test_eight_devices_equal_one(config, weight):
     of_s = lambda s: run(s, teacher, centre, config, temperature, parallel.AXIS)
     (value, metrics), grad = jax.value_and_grad(of_s, has_aux=True)(s)
     memory = clustering.update_memory(
-      {"centre": centre}, teacher, config, parallel.AXIS
+      {"centre": centre}, {"teacher": teacher}, config, parallel.AXIS
     )
     # The gradient is that of the sum over devices: 8 times that of the mean.
     # Metrics and memory are the global batch's without a mean over devices.
@@ -353,7 +355,7 @@ def test_eight_devices_equal_one(config, weight):
     np.testing.assert_allclose(metrics[name], number, rtol=1e-4, err_msg=name)
   assert golden.relative_error(grad, expected) < 1e-5
   centre = clustering.update_memory(
-    {"centre": jnp.asarray(centre)}, jnp.asarray(teacher), config
+    {"centre": jnp.asarray(centre)}, {"teacher": jnp.asarray(teacher)}, config
   )["centre"]
   eight = np.repeat(centre, 8, axis=0)
   assert golden.relative_error(memory["centre"], eight) < 1e-6

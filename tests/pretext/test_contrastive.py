@@ -73,7 +73,9 @@ def test_invariances():
 
 def test_accuracy_counts_rows_that_find_their_track():
   items = np.eye(8, dtype=np.float32)
-  metrics = lambda z: contrastive.loss(jnp.asarray(z), CONFIG)[1]
+  metrics = lambda z: contrastive.loss({"projection": jnp.asarray(z)}, CONFIG)[
+    1
+  ]
   assert metrics(np.stack([items, items]))["accuracy"] == 1
   shifted = np.stack([items, np.roll(items, 1, axis=0)])
   assert metrics(shifted)["accuracy"] == 0
@@ -94,7 +96,9 @@ def test_eight_devices_equal_one():
 
   def step(z):
     def both(z):
-      value, metrics = contrastive.loss(z, CONFIG, parallel.AXIS)
+      value, metrics = contrastive.loss(
+        {"projection": z}, CONFIG, parallel.AXIS
+      )
       return value, metrics
 
     (value, metrics), grad = jax.value_and_grad(both, has_aux=True)(z)
@@ -107,7 +111,7 @@ def test_eight_devices_equal_one():
   assert mesh.size == 8
   mapped = parallel.map_step(step, mesh, (divided,), (whole, whole, divided))
   value, accuracy, grad = mapped(parallel.shard(z, mesh, axis=1))
-  one, metrics = contrastive.loss(jnp.asarray(z), CONFIG)
+  one, metrics = contrastive.loss({"projection": jnp.asarray(z)}, CONFIG)
   assert value == pytest.approx(float(one), rel=1e-5)
   assert accuracy == metrics["accuracy"]
   expected = jax.grad(loss)(z)

@@ -36,7 +36,7 @@ def value(name, z, config=None):
 
 @functools.cache
 def compiled(name, **config):
-  return jax.jit(lambda z: LOSSES[name](z, config))
+  return jax.jit(lambda z: LOSSES[name]({"projection": z}, config))
 
 
 def off_diagonal(matrix):
@@ -140,7 +140,9 @@ def test_eight_devices_equal_one(name):
   mean = lambda x: jax.lax.pmean(x, parallel.AXIS)
 
   def step(z):
-    loss = lambda z: LOSSES[name](z, CONFIGS[name], parallel.AXIS)
+    loss = lambda z: LOSSES[name](
+      {"projection": z}, CONFIGS[name], parallel.AXIS
+    )
     (total, terms), grad = jax.value_and_grad(loss, has_aux=True)(z)
     # The gradient is that of the sum over devices: 8 times that of the mean.
     return mean(total), mean(terms), grad / 8

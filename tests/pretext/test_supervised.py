@@ -10,7 +10,9 @@ from ssl_music.pretext import supervised
 
 
 def loss(z, labels):
-  return supervised.loss(jnp.asarray(z), {}, labels=jnp.asarray(labels))[0]
+  return supervised.loss(
+    {"projection": jnp.asarray(z)}, {}, labels=jnp.asarray(labels)
+  )[0]
 
 
 def arrays(shape):
@@ -32,7 +34,7 @@ def reference(z, labels):
 def test_equals_the_slow_reference(shape, dtype):
   z, labels = arrays(shape)
   value, metrics = supervised.loss(
-    jnp.asarray(z), {}, labels=jnp.asarray(labels.astype(dtype))
+    {"projection": jnp.asarray(z)}, {}, labels=labels.astype(dtype)
   )
   assert value == pytest.approx(reference(z, labels), rel=1e-5)
   assert metrics == {}
@@ -79,7 +81,9 @@ def test_eight_devices_equal_one():
   z, labels = arrays((2, 16, 7))
 
   def step(z, labels):
-    run = lambda z: supervised.loss(z, {}, parallel.AXIS, labels=labels)[0]
+    run = lambda z: supervised.loss(
+      {"projection": z}, {}, parallel.AXIS, labels=labels
+    )[0]
     value, grad = jax.value_and_grad(run)(z)
     # The gradient is that of the sum over devices: 8 times that of the mean.
     return jax.lax.pmean(value, parallel.AXIS), grad / 8
