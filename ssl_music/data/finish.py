@@ -19,7 +19,7 @@ worker of an engine that is late writes there.
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,14 @@ def unfinished(folder: Path) -> Path:
   return folder.with_name(f"incomplete.{folder.name}")
 
 
-def recover(folder: Path, signature: str) -> dict[str, Any] | None:
+def recover(
+  folder: Path, signature: Callable[[], str]
+) -> dict[str, Any] | None:
   """Ends what a kill between the last steps has left undone.
 
   Args:
     folder: of the data set, whether it is there or not.
-    signature: of what is wanted.
+    signature: returns that of what is wanted.
 
   Returns:
     what `finished.json` holds, if the data set is what is wanted and was killed
@@ -65,7 +67,8 @@ def recover(folder: Path, signature: str) -> dict[str, Any] | None:
     replaced.rename(folder)
   state = None
   if (work / STATE).exists() and not (work / WHOLE).exists():
-    state = _read(work) if _is_of(work, signature) else None
+    if folder.exists() and _is_of(work, signature()):
+      state = _read(work)
     remove(work)
   remove(replaced)
   for leftover in folder.parent.glob("removed.*"):

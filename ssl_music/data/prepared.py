@@ -21,7 +21,9 @@ from ssl_music.data.shards import CHUNK
 from ssl_music.data.writer import COLUMNS, SKIPPED
 from ssl_music.text import raw_cell
 
-ADVICE = "prepare that data set again with --overwrite"
+ADVICE = (
+  "make that data set again by python -m ssl_music.prepare with --overwrite"
+)
 _SLAB = 4096  # tracks looked at at once
 _LOUDEST = 2.0**15  # root mean square of int16
 _CARD = {

@@ -185,8 +185,8 @@ class Tracks:
 
   def _source(self, part: int) -> records.Reader:
     if part not in self._handles:
-      shards = self._shards[part]
-      self._handles[part] = records.Reader(shards, prepared.ADVICE)
+      advice = f"restore that file, or {prepared.ADVICE}"
+      self._handles[part] = records.Reader(self._shards[part], advice)
     return self._handles[part]
 
 

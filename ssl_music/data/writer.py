@@ -8,8 +8,9 @@ read without the rest of its track. Beside the shards lie
 - `energy.f32`, float32 energies of every track (`ready.block_energy`), in the
   order of the rows: what tells sounding segments without reading audio;
 - `skipped.csv`, one row for each track of the plan that is not there: id, path,
-  split, reason; and
-- `card.json`, what `plans.describe` says of the plan.
+  split, reason;
+- `card.json`, what `plans.describe` says of the plan; and
+- `seal.json`, lengths and checksums of all these, see `ssl_music.seal`.
 
 Worker processes write it in parts (`parts`), and memory grows neither with a
 track's length nor, but for the table, with their number.
@@ -17,6 +18,7 @@ track's length nor, but for the table, with their number.
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import shutil
@@ -94,7 +96,7 @@ def write(
       kind=Resumable,
     ),
   ):
-    signature = parts.signature(plan, *settings)
+    signature = functools.partial(parts.signature, plan, *settings)
     state = finish.recover(folder, signature)
     if state is None:
       if folder.exists() and not overwrite:
@@ -102,7 +104,7 @@ def write(
           f"data set {name} exists at {folder}: choose another --name, or"
           " replace it with --overwrite"
         )
-      finish.begin(folder, signature)
+      finish.begin(folder, signature())
       state = finish.written(folder, name)
       if state is None:
         pool = contextlib.nullcontext(run) if run else workers.pool(processes)

@@ -89,6 +89,21 @@ def test_what_a_version_before_has_left_unfinished_is_no_trap(
   same(find("tiny", data_dir), find("tiny", tmp_path))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_kill_after_the_last_renaming(tmp_path, monkeypatch, data_dir, there):
+  """The data set is finished, if nobody has moved it away since."""
+  with monkeypatch.context() as patch:
+    patch.setattr(finish, "remove", lambda _: None)
+    first = tiny.write(tmp_path)
+  if there:
+    monkeypatch.setattr(parts.Write, "__call__", None)
+  else:
+    first["folder"].rename(tmp_path / "elsewhere")
+  assert tiny.write(tmp_path, overwrite=True) == first
+  same(find("tiny", data_dir), find("tiny", tmp_path))
+  assert len(list(first["folder"].parent.iterdir())) == 2  # and the lock
+
+
 def test_a_full_disk_while_finishing_is_told_as_such(tmp_path, monkeypatch):
   def full(*_, **__):
     raise OSError(28, os.strerror(28))

@@ -12,7 +12,7 @@ from ssl_music.data import prepared
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError
 
-AGAIN = "restore that file, or prepare that data set again with --overwrite"
+AGAIN = "restore that file, or make that data set again by python -m"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
