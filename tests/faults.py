@@ -166,7 +166,7 @@ def damage_shard(run, rng):
   cut = rng.random() < 0.5
   for shard in run["data"].rglob("*-train.array_record-*"):
     damage(shard, rng, cut=cut, every=4_096)
-  return process, r"error: cannot read record \d+ from \S*array_record-\d+ "
+  return process, r"error: (cannot read record \d+ from )?\S*array_record-\d+ "
 
 
 def kill_worker(run, rng):
