@@ -13,6 +13,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 MORE_FILES = "allow more open files with `ulimit -n`"
+# What the machine lacks, whatever file it was that could not be opened.
+LACKING = (*_TOO_MANY, errno.ENOMEM)
 
 
 def write(file: str | os.PathLike, content: str | bytes) -> None:
@@ -133,4 +135,6 @@ def _help(number: int | None) -> str:
     return "make it writable"
   if number in _TOO_MANY:
     return MORE_FILES
+  if number == errno.ENOMEM:
+    return "free some memory"
   return "check that folder and its disk"

@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from ssl_music import disk
 from ssl_music.data import containers, kinds, window
 
 SAMPLE_RATE = 16_000
@@ -316,6 +317,8 @@ def _blocks(
       if left < 1 / RATES[1]:
         break
   except OSError as error:
+    if error.errno in disk.LACKING:  # the file may be as it should
+      raise
     raise AudioError(f"unreadable ({error.strerror})") from error
 
 

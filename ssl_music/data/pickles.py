@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_music import unpickler
+from ssl_music import disk, unpickler
 from ssl_music.errors import InputError
 from ssl_music.unpickler import Call, Refused
 
@@ -130,16 +130,11 @@ def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], str, np.dtype]:
 
 def _bytes(path: Path) -> bytes:
   path = Path(path)
-  try:
+  with disk.readable(path, "give the folder or file that holds it"):
     # A pipe would have us wait, a folder is no file.
     if path.exists() and not path.is_file():
       raise InputError(f"{path} is no file: give the file itself")
     return path.read_bytes()
-  except OSError as error:
-    raise InputError(
-      f"cannot read {path} ({error.strerror}): give the folder or file that"
-      " holds it"
-    ) from error
 
 
 def _kind(value: Any) -> str:

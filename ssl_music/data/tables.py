@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ssl_music import disk
 from ssl_music.errors import InputError
 
 
@@ -175,13 +176,8 @@ def inside(text: str, place: str) -> str:
 
 def _text(path: Path, encoding: str) -> str:
   """Returns a file's text, lines ending as Python's do."""
-  try:
+  with disk.readable(path, "give the folder or file that holds it"):
     data = path.read_bytes()
-  except OSError as error:
-    raise InputError(
-      f"cannot read {path} ({error.strerror}): give the folder or file that"
-      " holds it"
-    ) from error
   try:
     text = data.decode(encoding)
   except UnicodeDecodeError as error:

@@ -1,4 +1,5 @@
 import csv
+import errno
 import functools
 import os
 import re
@@ -11,11 +12,12 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 import tensorflow_datasets as tfds
 import tiny
 
 from ssl_music import progress
-from ssl_music.data import audio, parts, segments, shards, writer
+from ssl_music.data import audio, folder, parts, segments, shards, writer
 from ssl_music.data.tracks import Tracks, find
 from ssl_music.errors import InputError, Resumable
 
@@ -238,6 +240,20 @@ def test_on_a_full_disk_what_is_finished_is_kept(tmp_path, processes):
     writer.VERSION,
   ]
   assert len(Tracks("tiny", ("train",), tmp_path)) == 24
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_what_the_machine_lacks_skips_no_file(tmp_path, monkeypatch, number):
+  def fails(*_):
+    raise OSError(number, os.strerror(number))
+
+  file = tmp_path / "music" / "a.wav"
+  file.parent.mkdir()
+  soundfile.write(file, tiny.waveform(tiny.tracks()[0]), 16_000)
+  monkeypatch.setattr(audio.containers, "parts", fails)
+  advice = {errno.EMFILE: "`ulimit -n`", errno.ENOMEM: "free some memory"}
+  with pytest.raises(Resumable, match=advice[number]):
+    writer.write("own", folder.plan(file.parent), data_dir=tmp_path)
 
 
 def test_a_replacement_that_was_killed_halfway_keeps_the_old(tmp_path):
