@@ -4,6 +4,7 @@ import io
 import math
 import os
 import struct
+import tokenize
 import zipfile
 from collections.abc import Mapping
 
@@ -50,7 +51,8 @@ def parse(
       }
   except (
     *(ArithmeticError, EOFError, LookupError, RuntimeError, SyntaxError),
-    *(TypeError, ValueError, struct.error, zipfile.BadZipFile),
+    *(TypeError, ValueError, struct.error, tokenize.TokenError),
+    zipfile.BadZipFile,
   ) as error:
     raise InputError(f"{where} is damaged ({error}): {advice}") from error
 

@@ -8,6 +8,7 @@ nothing about a checkpoint.
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import math
@@ -107,6 +108,8 @@ def open_run(workdir: Path, *, read_only: bool = False) -> Iterator[Run]:
     finally:
       with _written(folder):
         manager.close()
+      if run.damaged:
+        gc.collect()  # what complains when it is thrown away, does so here
 
 
 def save(
@@ -318,7 +321,9 @@ def _quiet() -> Iterator[None]:
   hook = sys.unraisablehook
 
   def tell(about: Any) -> None:
-    if "Event loop is closed" not in str(about.exc_value):
+    code = getattr(about.object, "cr_code", None)  # of a coroutine
+    late = "Event loop is closed" in str(about.exc_value)
+    if not late and not (code and "orbax" in code.co_filename):
       hook(about)
 
   others = lambda record: "orbax" not in Path(record.pathname).parts

@@ -22,6 +22,7 @@ earlier ones. Readers see parts, too. `vector_parts` writes.
 import csv
 import io
 import itertools
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -60,7 +61,8 @@ _KIND = {
 # What readers of tables raise for damaged ones.
 _WRONG = (
   *(ArithmeticError, AttributeError, LookupError, NotImplementedError),
-  *(OSError, SyntaxError, TypeError, ValueError, csv.Error, pa.ArrowException),
+  *(OSError, SyntaxError, TypeError, ValueError),
+  *(csv.Error, pa.ArrowException, tokenize.TokenError),
 )
 
 
@@ -176,6 +178,11 @@ def read_tracks(
   for block in kept(sources, owners):
     for path, rows in runs(block.path):
       if not paths or paths[-1] != path:
+        if len(paths) == count:
+          raise InputError(
+            f"{folder} is damaged (the rows of {path} are not together):"
+            f" {_ADVICE}"
+          )
         paths.append(path)
         total, sounding = np.zeros(about["dimensions"]), 0
       chosen = block.vector[rows][block.sounding[rows]]

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -213,10 +214,21 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
   return [entries[step] for step in sorted(entries)]
 
 
+def _line(entry: Mapping[str, float]) -> str:
+  return json.dumps({**entry, "crc32": _crc32(entry)}) + "\n"
+
+
+def _crc32(entry: Mapping[str, float]) -> int:
+  return zlib.crc32(json.dumps(entry).encode())
+
+
 def _entry(line: bytes) -> dict[str, float] | None:
   """Returns the finite numbers of a line; None of one that is damaged."""
   try:
     entry = json.loads(line)
+    sealed = entry.pop("crc32", None)  # older lines have none
+    if sealed not in (None, _crc32(entry)):
+      return None
     kinds = {type(value) for value in entry.values()}
     entry = {name: one for name, one in entry.items() if math.isfinite(one)}
   except (AttributeError, OverflowError, RecursionError, TypeError, ValueError):
@@ -252,8 +264,7 @@ def open_metrics(
     return
   with contextlib.ExitStack() as stack:
     with writing(folder):
-      text = "".join(json.dumps(entry) + "\n" for entry in entries)
-      disk.write(file, text)
+      disk.write(file, "".join(map(_line, entries)))
       jsonl = file.open("a", buffering=1, encoding="utf-8")
       stack.callback(_close, jsonl, folder)
       # Not SummaryWriter: its thread dies of a full disk, and those that have
@@ -267,7 +278,7 @@ def open_metrics(
       values = {name: float(value) for name, value in sorted(values.items())}
       now = time.time()
       with writing(folder):
-        jsonl.write(json.dumps({"step": step} | values) + "\n")
+        jsonl.write(_line({"step": step} | values))
         for name, value in values.items():
           summary = scalar(name, value)
           events.write_event(Event(wall_time=now, step=step, summary=summary))
