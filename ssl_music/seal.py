@@ -100,7 +100,7 @@ def read(folder: Path, name: str, advice: str) -> bytes:
     InputError: the file or the seal is damaged, or cannot be read.
   """
   file, advice = folder / name, f"restore that file, or {advice}"
-  entry = (_load(folder, advice) or {}).get(name)
+  entry = entries(folder).get(name)
   with disk.readable(file, advice):
     content = file.read_bytes()
   if entry is not None and len(content) != entry["bytes"]:
@@ -244,17 +244,14 @@ class Verified:
       self._whole[index] = True
 
 
-def entries(folder: Path, advice: str) -> dict[str, dict[str, Any]]:
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
   """Returns what a folder's seal holds of its files; {} where it has no seal.
-
-  Args:
-    folder: of the files.
-    advice: as of `Sealed`.
 
   Raises:
     InputError: the seal is damaged.
   """
-  return _load(folder, f"restore that file, or {advice}") or {}
+  advice = "restore it, or delete it, and nothing there is verified any more"
+  return _load(folder, advice) or {}
 
 
 def stream(

@@ -223,7 +223,7 @@ def find_sources(folder: Path, about: Mapping[str, Any]) -> list[Source]:
 
 def _seal(folder: Path) -> dict[str, Any]:
   """Returns the seal's entries of the merged table, wherever its files are."""
-  return seal.entries(place(folder, seal.NAME).parent, _ADVICE)
+  return seal.entries(place(folder, seal.NAME).parent)
 
 
 def part_files(folder: Path) -> list[Path]:

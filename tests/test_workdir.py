@@ -80,6 +80,14 @@ def test_workdirs_made_before_there_were_seals_are_read(run):
   assert {n: plain(read(run)) for n, read in READERS.items()} == expected
 
 
+def test_a_damaged_seal_can_be_done_without(run):
+  (run / "seal.json").write_text("")  # as a power cut leaves it
+  with pytest.raises(InputError, match=r"seal\.json is damaged .*or delete it"):
+    workdir.read_config(run)
+  (run / "seal.json").unlink()
+  assert workdir.read_config(run)["job"] == "probe"
+
+
 @pytest.mark.parametrize(
   "wrong",
   [[], {"job": 3}, {"pretext": {"name": None}}, {"data": {"seconds": "2"}}],
