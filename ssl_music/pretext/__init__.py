@@ -8,6 +8,9 @@ from ssl_music.pretext import (
   byol,
   clustering,
   contrastive,
+  lejepa,
+  mmcr,
+  simsiam,
   supervised,
   vicreg,
 )
@@ -19,6 +22,9 @@ PRETEXTS: dict[str, Pretext] = {
   "clustering": clustering.TASK,
   "barlow_twins": barlow_twins.TASK,
   "vicreg": vicreg.TASK,
+  "mmcr": mmcr.TASK,
+  "simsiam": simsiam.TASK,
+  "lejepa": lejepa.TASK,
   "supervised": supervised.TASK,
 }
 

@@ -1,0 +1,25 @@
+"""MMCR pre-training: maximum manifold capacity of tracks.
+
+"Learning Efficient Coding of Natural Images with Maximum Manifold Capacity
+Representations" (Yerxa et al., 2023, arXiv:2303.03307). None of the paper's
+five tasks; beside them for comparison.
+
+  python -m ssl_music.main --config=configs/mmcr.py --workdir=DIR
+  python -m ssl_music.main --config=configs/mmcr.py:paper --workdir=DIR \
+    --config.data.name=NAME
+
+"laptop": 400 steps of 48 pairs of 2 s, 3 to 4 minutes on two CPU cores.
+"paper": 999 x 512 steps of 128 pairs, for a GPU or TPU. Neither was searched.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_music import config as defaults
+
+
+def get_config(preset: str = "laptop") -> ConfigDict:
+  """Returns the config of a preset, "laptop" or "paper"."""
+  config = defaults.pretraining(preset)
+  config.pretext.name = "mmcr"
+  config.pretext.compression = 0.0  # weight of the term of single tracks
+  return config

@@ -1,0 +1,27 @@
+"""SimSiam pre-training: a predictor meets the projections of other views.
+
+"Exploring Simple Siamese Representation Learning" (Chen & He, 2021,
+arXiv:2011.10566). None of the paper's five tasks; beside them for comparison.
+
+  python -m ssl_music.main --config=configs/simsiam.py --workdir=DIR
+  python -m ssl_music.main --config=configs/simsiam.py:paper --workdir=DIR \
+    --config.data.name=NAME
+
+"laptop": 400 steps of 48 pairs of 2 s, 3 to 4 minutes on two CPU cores.
+"paper": 999 x 512 steps of 128 pairs, for a GPU or TPU. Neither was searched.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_music import config as defaults
+
+
+def get_config(preset: str = "laptop") -> ConfigDict:
+  """Returns the config of a preset, "laptop" or "paper"."""
+  config = defaults.pretraining(preset)
+  config.pretext.name = "simsiam"
+  config.pretext.predictor = (512, 2048)
+  if preset == "laptop":
+    config.pretext.predictor = (64, 256)
+    config.optimizer.learning_rate = 5e-4  # as BYOL's, its kin
+  return config

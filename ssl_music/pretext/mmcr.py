@@ -1,0 +1,52 @@
+"""MMCR, maximum manifold capacity (Yerxa et al., 2023, equation 3)."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from ssl_music.pretext import byol
+from ssl_music.pretext.record import NOT_NEGATIVE, Pretext
+
+
+def loss(
+  features: Mapping[str, jax.Array],
+  config: Mapping,
+  axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Spreads tracks' mean views apart, and so pulls views of a track together.
+
+  Minus the nuclear norm of the matrix of centroids, the means over a track's
+  views of projections of length 1; and, if weighted, plus the mean nuclear norm
+  of the matrix of a track's own views.
+
+  Args:
+    features: with this device's "projection", [V, B, D], V >= 2.
+    config: "compression" (weight of the second term, >= 0).
+    axis_name: the mapped axis over which the batch is spread, or None.
+
+  Returns:
+    The loss (its mean over devices is that of the global batch), and
+    {"centroid_length": the mean length of this device's centroids, in [0, 1]}.
+  """
+  z = byol.unit(features["projection"])
+  centroids = z.mean(0)
+  lengths = jnp.sqrt(jnp.square(centroids).sum(-1))
+  every = centroids
+  if axis_name is not None:
+    every = jax.lax.all_gather(centroids, axis_name, tiled=True)
+  total = -nuclear_norm(every)
+  if config["compression"]:
+    of_tracks = nuclear_norm(z.swapaxes(0, 1))
+    total = total + config["compression"] * of_tracks.mean()
+  return total, {"centroid_length": lengths.mean()}
+
+
+def nuclear_norm(x: jax.Array) -> jax.Array:
+  """Returns the sum of the singular values of matrices [..., N, D], [...]."""
+  return jnp.linalg.svd(x, compute_uv=False).sum(-1)
+
+
+TASK = Pretext(
+  loss, colour="#332288", marker=">", fields={"compression": NOT_NEGATIVE}
+)
