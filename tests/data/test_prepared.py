@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shutil
@@ -156,3 +157,16 @@ def test_other_audio_of_the_same_names_has_another_fingerprint(tmp_path):
   assert retagged[0] == one[0]
   assert retagged[1] != one[1]
   assert all(re.fullmatch("[0-9a-f]{12}-[0-9a-f]{16}", p) for p in one)
+
+
+def test_ids_that_look_like_formulas_are_text_in_a_spreadsheet(tmp_path):
+  names = ["=1+1", "'=1+1", "-x\x1b[2J", "plain"]
+  lost = [
+    tiny.tracks()[0] | {"id": name, "path": name, "file": None}
+    for name in names
+  ]
+  folder = tiny.write(tmp_path, rows=[*spoil.ROWS, *lost])["folder"]
+  with (folder / "skipped.csv").open(newline="") as file:
+    cells = [row["id"] for row in csv.DictReader(file)]
+  assert cells == ["'=1+1", "''=1+1", "'-x\x1b[2J", "plain"]
+  assert Tracks("tiny", ("train",), tmp_path).missing["train"] == names
