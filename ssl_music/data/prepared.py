@@ -29,7 +29,7 @@ _LOUDEST = 2.0**15  # root mean square of int16
 _CARD = {
   "benchmark": str,
   "as_published": (bool, None),
-  "max_seconds": (float, None),
+  "max_seconds?": (float, None),  # which the first versions did not have
 }
 _INFO = {"name": str, "splits": [{"name": str, "shardLengths?": [str]}]}
 _CLASSES = {"sequence": {"feature": {"classLabel": {"numClasses": str}}}}
@@ -70,7 +70,7 @@ def read(folder: Path) -> Prepared:
     InputError: a file is missing or damaged, or disagrees with another.
   """
   sealed = seal.Sealed(folder, ADVICE, "card.json")
-  card = sealed.json("card.json", _CARD)
+  card = {"max_seconds": None} | sealed.json("card.json", _CARD)
   tags = _read_tags(sealed)
   table = _read_table(sealed)
   if not set(itertools.chain(*table["tags"])) <= set(tags):
