@@ -21,6 +21,13 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 _QUICK = {"xla_backend_optimization_level": 0}
 _BITS = re.compile(r"\d+")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(
+  r"^\s+(?:ROOT )?(?P<name>%?[\w.-]+) = (?P<result>.*?) (?P<kind>[a-z][\w-]*)"
+  r"\((?P<operands>[^)]*)\)"
+)
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# What names arrays, or waits for them, and is no kernel.
+_NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 _COLLECTIVE = re.compile(
   r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all"
   r"|collective-permute|collective-broadcast)(?P<start>-start)?\("
@@ -45,6 +52,38 @@ class Collective(NamedTuple):
     return times * self.payload * (devices - 1) / devices
 
 
+class Kernel(NamedTuple):
+  """A kernel of a program's main part.
+
+  Attributes:
+    kind: the instruction, such as "fusion" or "copy".
+    moved: bytes of its operands and its results.
+    cycles: that a TPU's compiler estimates, 0 of another.
+  """
+
+  kind: str
+  moved: int
+  cycles: int
+
+
+def kernels(program: str) -> list[Kernel]:
+  """Returns the kernels of a compiled program's text."""
+  sizes, found = {}, []
+  for line in _computations(program)["ENTRY"]:
+    match = _INSTRUCTION.match(line)
+    if not match:
+      continue
+    size = sum(size for _, size in shapes(match["result"]))
+    sizes[match["name"]] = size
+    if match["kind"] in _NAMES or match["kind"].endswith("-done"):
+      continue
+    operands = re.findall(r"%[\w.-]+", match["operands"])
+    moved = size + sum(sizes.get(name, 0) for name in operands)
+    cycles = _CYCLES.search(line)
+    found.append(Kernel(match["kind"], moved, int(cycles[1]) if cycles else 0))
+  return found
+
+
 def collectives(program: str, devices: int) -> list[Collective]:
   """Returns the collectives of a compiled program's text.
 
@@ -57,15 +96,19 @@ def collectives(program: str, devices: int) -> list[Collective]:
       loop, of which the text does not say how often it runs.
   """
   found = []
+  loops = set(re.findall(r"body=(%[\w.-]+)", program))
   for name, lines in _computations(program).items():
     here = [match for match in map(_COLLECTIVE.search, lines) if match]
-    if here and name != "ENTRY":
+    if here and name in loops:
       raise ValueError(f"a collective in {name}, which may run any often")
     for match in here:
       kind = match["kind"]
-      if kind not in KINDS or match["start"]:
+      if kind not in KINDS:
         raise ValueError(f"no rule for {match[0]}")
-      payload = sum(size for _, size in shapes(match["result"]))
+      arrays = [size for _, size in shapes(match["result"])]
+      if match["start"] and kind == "all-gather":
+        arrays = arrays[len(arrays) // 2 :]  # the operands come first
+      payload = sum(arrays)
       if kind == "reduce-scatter":
         payload *= devices
       found.append(Collective(kind, payload))

@@ -1,14 +1,21 @@
 """What of the steps reaches the compilers of accelerators."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
 
-from benchmarks import programs
+from benchmarks import programs, targets
 from ssl_music import parallel
+from ssl_music.errors import InputError
 from ssl_music.pretext import PRETEXTS
 
+ROOT = Path(__file__).parent.parent
 CPU_FORMS = ("stablehlo.optimization_barrier", "stablehlo.fft")
 # Collectives of a tiny network's step. Of every norm one forward and one back
 # (a teacher's has none back), besides what the loss sends, and one mean of each
@@ -22,6 +29,16 @@ COLLECTIVES = {
   "supervised": 66,
 }
 MOST = 98  # of any other task
+# Of those of `compile_for_tpu.py`, where a TPU's compiler has joined some.
+JOINED = {
+  "contrastive": 17,
+  "byol": 7,
+  "clustering": 11,
+  "barlow_twins": 10,
+  "vicreg": 10,
+  "supervised": 3,
+}
+MOST_JOINED = 17
 
 
 @functools.cache
@@ -46,3 +63,25 @@ def test_a_step_is_plain(task):
 def test_a_cpu_gets_its_own():
   text = lowered("contrastive", "cpu")
   assert all(form in text for form in CPU_FORMS)
+
+
+def test_steps_as_a_tpus_compiler_makes_them():
+  """On four chips, with XLA's own passes behind them, and what those join."""
+  try:
+    environment = targets.environment("v5e:4")
+  except InputError as error:
+    pytest.skip(str(error))
+  environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nothing is run
+  environment["PYTHONPATH"] += os.pathsep + str(ROOT)
+  done = subprocess.run(
+    [sys.executable, ROOT / "tests" / "compile_for_tpu.py"],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert not done.returncode, done.stderr[-2000:]
+  found = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [one["task"] for one in found] == list(PRETEXTS)
+  for one in found:
+    assert one["barriers"] == one["branches"] == 0, one
+    assert one["collectives"] <= JOINED.get(one["task"], MOST_JOINED), one

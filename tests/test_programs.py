@@ -105,6 +105,12 @@ def test_memory_holds_arguments_and_results():
   assert held <= programs.memory(program) < 2 * held
 
 
+def test_counts_kernels_and_what_they_move():
+  _, text = compiled(lambda x: jnp.sin(x) * 2, (800, 3))
+  (kernel,) = programs.kernels(text)
+  assert kernel == ("fusion", 2 * 100 * 3 * 4, 0)
+
+
 def test_parts_last_from_one_end_to_the_next():
   found = start_parts.durations({"a": [1.0, 0.5], "b": [3.0, 0.75]})
   assert list(found) == ["a", "b", "all"]
