@@ -17,6 +17,10 @@ def begin() -> None:
   by_name = any(word.startswith("ssl_music.") for word in sys.orig_argv)
   if sys.argv[0] == "-m" and by_name:
     _restart_in_utf8()
+    # What a process that leaves at once has shared, Python's tracker removes,
+    # and would warn of it.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ.setdefault("PYTHONWARNINGS", quiet)
     interrupts.leave_at_once()
   elif os.path.dirname(sys.argv[0]) == os.path.dirname(__file__):  # noqa: PTH120
     interrupts.leave_at_once()

@@ -34,23 +34,20 @@ def leave_at_once() -> None:
 
 @contextlib.contextmanager
 def unwinding(grace: float = _GRACE) -> Iterator[None]:
-  """Makes exceptions of SIGINT and SIGTERM, to remove what is unfinished.
+  """Removes what is unfinished, by exceptions, when SIGINT or SIGTERM comes.
 
-  To be used in the main thread, by a command.
+  What is inside sees a KeyboardInterrupt or a SystemExit; then the process
+  leaves. To be used in the main thread, by a command.
 
   Args:
-    grace: seconds after which the process leaves nevertheless.
-
-  Raises:
-    KeyboardInterrupt: of SIGINT, whatever others have made of it.
-    SystemExit: of SIGTERM, likewise, with the exit code 143.
+    grace: seconds after which the process leaves whatever it is at.
   """
   received = []
 
   def unwind(number: int, frame: object) -> None:
     del frame
     received.append(number)
-    raise _exception(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit
 
   unwind.grace = grace
   numbers = signal.SIGINT, signal.SIGTERM
@@ -58,12 +55,10 @@ def unwinding(grace: float = _GRACE) -> Iterator[None]:
   try:
     yield
   finally:
+    if received:
+      leave(128 + received[0])
     for number, handler in zip(numbers, before, strict=True):
       signal.signal(number, handler)
-    if received and not isinstance(
-      sys.exception(), KeyboardInterrupt | SystemExit
-    ):
-      raise _exception(received[0])
 
 
 def leave(code: int) -> None:
@@ -90,12 +85,6 @@ def leave(code: int) -> None:
 
 def _at_once(number: int, frame: object) -> None:
   """Does nothing: `_watch` leaves."""
-
-
-def _exception(number: int) -> BaseException:
-  if number == signal.SIGINT:
-    return KeyboardInterrupt()
-  return SystemExit(128 + number)
 
 
 def _watch(reading: int) -> None:

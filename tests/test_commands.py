@@ -43,6 +43,7 @@ def environment(tmp_path_factory, data_dir):
   """Of a plain machine: one device, and data sets where `data_dir` is."""
   settings = os.environ | {"TFDS_DATA_DIR": str(data_dir)}
   settings.pop("XLA_FLAGS")
+  settings["PYTHONWARNINGS"] = "default"  # also of what leaks
   cache = tmp_path_factory.mktemp("compiled")
   settings["JAX_COMPILATION_CACHE_DIR"] = str(cache)
   settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

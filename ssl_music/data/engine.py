@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_music import disk, typed
+from ssl_music import disk, interrupts, typed
 from ssl_music.data import parts, workers
 from ssl_music.errors import InputError, Resumable
+
+_TO_CANCEL = 60  # s to end a job elsewhere, which costs as long as it runs
 
 # Seconds. File systems of a network show late what other machines have made.
 LATENESS = 90
@@ -144,16 +146,17 @@ def _starter(name: str, options: Sequence[str]) -> Callable:
 def _run(start: Callable, files: Sequence[str], name: str) -> None:
   """Runs a job to its end, or cancels it with this process."""
   job = None
-  try:
-    job = start(files)
-    state = job.wait_until_finish()
-  except BaseException as error:  # each engine has errors of its own
-    signalled = _signalled(error)
-    if signalled is None:
-      raise _failed(name, _reason(error)) from error
-    if job is not None:
-      job.cancel()
-    raise signalled from None
+  with interrupts.unwinding(_TO_CANCEL):
+    try:
+      job = start(files)
+      state = job.wait_until_finish()
+    except BaseException as error:  # each engine has errors of its own
+      signalled = _signalled(error)
+      if signalled is None:
+        raise _failed(name, _reason(error)) from error
+      if job is not None:
+        job.cancel()
+      raise signalled from None
   if state != "DONE":
     raise _failed(name, f"the job ended as {state}")
 
