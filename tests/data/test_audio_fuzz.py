@@ -5,6 +5,7 @@ so many files instead of a few hundred and prints what became of them.
 """
 
 import collections
+import io
 import os
 import re
 import time
@@ -170,6 +171,37 @@ def test_damaged_files_give_audio_or_a_reason(sources, tmp_path):
   # Neither is everything refused, nor is damage overlooked.
   share = sum(found["audio"] for found in counts.values()) / COUNT
   assert 0.05 < share < 0.7
+
+
+def by_libav(data):
+  """Returns the seconds that libav decodes."""
+  with av.open(io.BytesIO(data)) as file:
+    return sum(f.samples / f.sample_rate for f in file.decode(audio=0))
+
+
+def test_joined_and_cut_files_give_all_or_a_reason(sources, tmp_path):
+  if av is None:
+    pytest.skip("lengths are compared with those of libav")
+  names = [*SNDFILE, "a.m4a", "a.mov", "a.tta"]
+  alone = {name: by_libav(sources[name]) for name in names}
+  told = 0
+  for seed in range(COUNT // 3):
+    random = np.random.default_rng(seed)
+    name = names[seed % len(names)]
+    data, count = sources[name], int(random.integers(1, 4))
+    cut = int(random.integers(1_000, len(data))) if random.integers(2) else None
+    path = tmp_path / name
+    path.write_bytes(data * (count - 1) + data[:cut])
+    try:
+      found = len(audio.decode(path)) / audio.SAMPLE_RATE
+    except audio.AudioError as error:
+      assert cut, f"seed {seed}, {name}: {error}"
+      told += 1
+      continue
+    wanted = alone[name] * count
+    tolerance = audio.TRUNCATION_TOLERANCE if cut else 1e-3
+    assert abs(found - wanted) < tolerance, f"seed {seed}, {name}, {cut}"
+  assert told > COUNT // 9
 
 
 def test_whole_files_give_audio(sources, tmp_path):
