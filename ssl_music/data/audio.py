@@ -300,7 +300,6 @@ def _blocks(
       raise AudioError("is not a regular file")  # opening a pipe would wait
     if about.st_size == 0:
       raise AudioError("the file is empty")
-    path.open("rb").close()  # tells better than the decoders why it cannot be
     parts, kind = containers.parts(path)
     if kind is None:
       known = path.suffix.lower() in AV_EXTENSIONS
@@ -396,9 +395,9 @@ def _read_file(
     if len(block):
       yield rate, block
     if len(block) < frames:  # the end; asking again would seek, which costs
-      # Of a file without a count, libsndfile guesses.
       wanted = file.frames if part.frames is None else part.frames
-      check_whole(part, read / rate, wanted / rate)
+      guessed = file.format == "MP3" and not part.head and part.frames is None
+      check_whole(part, read / rate, None if guessed else wanted / rate)
       return
 
 

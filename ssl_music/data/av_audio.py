@@ -4,6 +4,7 @@ Only `audio.stream` imports this module, and only for such a file: PyAV is
 optional. It keeps libav's messages to itself unless it is told otherwise.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,10 +43,18 @@ def read(
     AudioError: the file is undecodable, damaged, truncated (ends before the
       time that its header promises) or has no audio stream.
   """
-  # With the protocol: a colon in the name would be taken for one.
-  source = f"file:{path}"
-  if not part.plain:
-    source = window.Window(path.open("rb"), part)
+  with contextlib.ExitStack() as opened:
+    # With the protocol: a colon in the name would be taken for one.
+    source = f"file:{path}"
+    if not part.plain:
+      whole = opened.enter_context(path.open("rb"))
+      source = window.Window(whole, part)
+    yield from _read(source, part, max_seconds)
+
+
+def _read(
+  source: str | window.Window, part: window.Part, max_seconds: float
+) -> Iterator[tuple[int, np.ndarray]]:
   try:
     container = av.open(source, options=_OPTIONS, metadata_errors="replace")
   except av.FFmpegError as error:

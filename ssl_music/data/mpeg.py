@@ -1,8 +1,8 @@
-"""The frames of an MP3: where they are, and how many.
+"""The frames of an MP3 or MP2: where they are, and how many.
 
-MPEG-1, 2 and 2.5 audio, layer III (ISO/IEC 11172-3 and 13818-3). Its first
-frame may hold no sound but the number of the others ("Xing" or "Info", "VBRI");
-that number may be wrong, and without it libsndfile guesses a length.
+MPEG-1, 2 and 2.5 audio (ISO/IEC 11172-3 and 13818-3). The first frame of an MP3
+may hold no sound but the number of the others ("Xing" or "Info", "VBRI"). That
+number may be wrong, and without it libsndfile guesses a length.
 """
 
 import itertools
@@ -17,27 +17,28 @@ class _Stream(NamedTuple):
   """What does not change from frame to frame."""
 
   version: int  # 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5
+  layer: int  # 1 to 3
   rate: int  # Hz
   mono: bool = False
 
   @property
   def samples(self) -> int:
     """Of a frame."""
-    return 1152 if self.version == 3 else 576
+    if self.layer == 1:
+      return 384
+    return 576 if self.layer == 3 and self.version != 3 else 1152
 
 
 class _Info(NamedTuple):
   """A first frame that tells of the others.
 
   Attributes:
-    start: of it, in the file.
     head: the frame.
     at: where the head has the number of frames, or None.
     frames: that number.
     bytes: of all frames, or None.
   """
 
-  start: int
   head: bytes
   at: int | None
   frames: int | None
@@ -46,21 +47,29 @@ class _Info(NamedTuple):
 
 def _make_frames() -> dict[bytes, tuple[int, _Stream]]:
   """Returns {a header's first three bytes: (bytes of the frame, stream)}."""
+  low = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
   kilobits = {
-    3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (3, 1): range(32, 449, 32),
+    (3, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (3, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): low,
+    (2, 3): low,
   }
   rates = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000)}
-  kilobits[0], rates[0] = kilobits[2], tuple(rate // 2 for rate in rates[2])
+  rates[0] = tuple(rate // 2 for rate in rates[2])
   table = {}
-  for version, at_rate in itertools.product((3, 2, 0), range(3)):
-    stream = _Stream(version, rates[version][at_rate])
-    for index, kilobit in enumerate(kilobits[version], 1):
-      length = stream.samples // 8 * 1000 * kilobit // stream.rate
+  for version, layer, at_rate in itertools.product(
+    (3, 2, 0), (1, 2, 3), range(3)
+  ):
+    stream = _Stream(version, layer, rates[version][at_rate])
+    slot = 4 if layer == 1 else 1  # bytes that padding adds
+    for index, kilobit in enumerate(kilobits[version or 2, layer], 1):
+      slots = stream.samples // 8 * 1000 * kilobit // stream.rate // slot
       for checked, padding, private in itertools.product(range(2), repeat=3):
-        second = 0xE0 | version << 3 | 2 | checked
+        second = 0xE0 | version << 3 | 4 - layer << 1 | checked
         third = index << 4 | at_rate << 2 | padding << 1 | private
-        table[bytes((0xFF, second, third))] = length + padding, stream
+        table[bytes((0xFF, second, third))] = (slots + padding) * slot, stream
   return table
 
 
@@ -129,17 +138,19 @@ def _side(stream: _Stream) -> int:
 
 def _info(file: File, at: int, stream: _Stream) -> _Info | None:
   """Returns a frame that tells of the others, or None if it has sound."""
+  if stream.layer != 3:
+    return None
   size, _ = _FRAMES[file.at(at, 3)]
   head = file.at(at, size)
   if head[36:40] == b"VBRI" and len(head) >= 54:
     length, frames = struct.unpack_from(">II", head, 46)
-    return _Info(at, head, None, frames, length)
+    return _Info(head, None, frames, length)
   for side in (_side(stream), _side(stream) + 2):  # behind a checksum
     if head[side : side + 4] in (b"Xing", b"Info") and len(head) >= side + 16:
       flags, frames, length = struct.unpack_from(">III", head, side + 4)
       if not flags & 1:
-        return _Info(at, head, None, None, None)
-      return _Info(at, head, side + 8, frames, length if flags & 2 else None)
+        return _Info(head, None, None, None)
+      return _Info(head, side + 8, frames, length if flags & 2 else None)
   return None
 
 

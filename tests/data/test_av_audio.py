@@ -184,6 +184,24 @@ def test_joined_files_are_as_long_as_their_parts(folder, tmp_path):
     assert len(audio.decode(tmp_path / name)) == pytest.approx(2 * alone, abs=2)
 
 
+@pytest.mark.parametrize("rate", [RATE, 22_050])
+def test_mp2_is_read_whole(tmp_path, rate):
+  """As radio stations have it: layer II, which has no count of its frames."""
+  with av.open(str(tmp_path / "a.mp2"), "w") as out:
+    stream = out.add_stream("mp2", rate=rate, layout="mono")
+    for start in range(0, 4 * rate // 1152 * 1152, 1152):
+      part = np.int16(9_000 * sweep(4, rate)[start : start + 1152])[None]
+      frame = av.AudioFrame.from_ndarray(part, "s16", "mono")
+      frame.sample_rate, frame.pts = rate, start
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+  with av.open(str(tmp_path / "a.mp2")) as file:
+    wanted = sum(frame.samples for frame in file.decode(audio=0))
+  (tmp_path / "a.mp2").rename(tmp_path / "a.mp3")
+  found = audio.decode(tmp_path / "a.mp3")
+  assert abs(len(found) - wanted * audio.SAMPLE_RATE / rate) <= 1
+
+
 def test_without_pyav_it_is_told_what_to_do(folder, monkeypatch):
   monkeypatch.setitem(sys.modules, "av", None)
   monkeypatch.delitem(sys.modules, "ssl_music.data.av_audio", raising=False)
