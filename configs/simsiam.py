@@ -20,7 +20,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   """Returns the config of a preset, "laptop" or "paper"."""
   config = defaults.pretraining(preset)
   config.pretext.name = "simsiam"
-  config.pretext.predictor = (512, 2048)
+  config.pretext.predictor = (512, 2048)  # sizes of its layers
   if preset == "laptop":
     config.pretext.predictor = (64, 256)
     config.optimizer.learning_rate = 5e-4  # as BYOL's, its kin

@@ -68,6 +68,8 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def comments(source: str) -> dict[str, str]:
   """Returns {dotted field: comment} of the function `get_config`.
 
+  Comments on a field that gets its value in several places are joined.
+
   Args:
     source: the module's text. Functions of `ssl_music.config` that it calls, as
       in `config = defaults.pretraining(preset)`, are read too.
@@ -76,13 +78,18 @@ def comments(source: str) -> dict[str, str]:
   known = {k: v for module in modules for k, v in _definitions(module).items()}
   result: dict[str, str] = {}
 
+  def note(path: str, comment: str) -> None:
+    """Adds a comment to those on a field that was given a value before."""
+    both = filter(None, (result.get(path), comment))
+    result[path] = "; ".join(both)
+
   def assign(path: str, value: ast.expr, said: "_Comments") -> None:
     """Notes the comments on what is assigned to a field."""
     if isinstance(value, ast.Dict):
       for key, one in zip(value.keys, value.values, strict=True):
         if isinstance(key, ast.Constant):
           inner = f"{path}.{key.value}".lstrip(".")
-          result[inner] = said(one) or result.get(inner, "")
+          note(inner, said(one))
           assign(inner, one, said)
       return
     called = value.func if isinstance(value, ast.Call) else value
@@ -104,7 +111,7 @@ def comments(source: str) -> dict[str, str]:
         target, _, field = ast.unparse(node.targets[0]).partition(".")
         if target == "config":
           inner = f"{path}.{field}".strip(".")
-          result[inner] = said(node) or result.get(inner, "")
+          note(inner, said(node))
           assign(inner, node.value, said)
       elif isinstance(node, ast.Return) and node.value:
         assign(path, node.value, said)
@@ -112,7 +119,7 @@ def comments(source: str) -> dict[str, str]:
         duration = f"{path}.{ast.unparse(node.value.args[1])[1:-1]}"
         for unit in defaults.UNITS:
           field = f"{duration}_{unit}".lstrip(".")
-          result[field] = f"{said(node)}, in {unit}"
+          note(field, f"{said(node)}, in {unit}")
 
   if "get_config" in known:
     collect("get_config", "")

@@ -49,10 +49,12 @@ def test_a_comment_is_of_the_function_that_was_called():
 def test_help_of_a_config_of_ones_own(tmp_path):
   file = tmp_path / "mine.py"
   file.write_text(OWN)
-  lines = config_help.text(defaults.read(file), OWN).splitlines()
+  text = config_help.text(defaults.read(file), OWN)
+  lines = text.splitlines()
   at = lambda start: next(line for line in lines if line.startswith(start))
-  assert at("  --config.batch=8 ").endswith(" Fewer than usual.")
-  assert at("  --config.views=3 ").endswith(" one more")
+  assert "--config.batch=8 tracks, so views × batch" in " ".join(text.split())
+  assert "segments; Fewer than usual." in " ".join(text.split())
+  assert at("  --config.views=3 ").endswith(" segments of a track in a batch;")
   assert at("  --config.seed=0 ").endswith(" of everything random")
   assert at("  --config.mine=1") == "  --config.mine=1"
   assert max(map(len, lines)) < 80
