@@ -36,9 +36,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config.pretext.name = "byol"
   config.pretext.momentum = 0.996  # of the teacher, at the first step
   config.pretext.final_momentum = 1.0  # at the last step, by a cosine
-  defaults.add_duration(
-    config, "momentum"
-  )  # of the momentum's rise; 0: the run's
+  defaults.add_duration(config, "momentum")  # of its rise; 0: the run's
   config.pretext.predictor = (256, 2048)  # sizes of its layers
   if preset == "paper":  # whatever the run's length, as published
     config.momentum_steps = 999 * 512

@@ -48,9 +48,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
   config.pretext.final_teacher_temperature = 0.04  # after its warm-up
   config.pretext.momentum = 0.996  # of the teacher, at the first step
   config.pretext.final_momentum = 1.0  # at the last step, by a cosine
-  defaults.add_duration(
-    config, "momentum"
-  )  # of the momentum's rise; 0: the run's
+  defaults.add_duration(config, "momentum")  # of its rise; 0: the run's
   defaults.add_duration(config, "temperature_warmup")  # of the teacher's
   config.temperature_warmup_steps = 10 * 512
   if preset == "paper":  # whatever the run's length, as published

@@ -52,9 +52,9 @@ def test_help_of_a_config_of_ones_own(tmp_path):
   text = config_help.text(defaults.read(file), OWN)
   lines = text.splitlines()
   at = lambda start: next(line for line in lines if line.startswith(start))
-  assert "--config.batch=8 tracks, so views × batch" in " ".join(text.split())
-  assert "segments; Fewer than usual." in " ".join(text.split())
-  assert at("  --config.views=3 ").endswith(" segments of a track in a batch;")
+  words = " ".join(text.split())
+  assert "=8 tracks, so views × batch segments; Fewer than usual." in words
+  assert "=3 segments of a track in a batch; one more" in words
   assert at("  --config.seed=0 ").endswith(" of everything random")
   assert at("  --config.mine=1") == "  --config.mine=1"
   assert max(map(len, lines)) < 80
