@@ -101,9 +101,11 @@ def wheels(extra: str) -> Path:
   if folder.is_dir():
     return folder
   partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-  install = [sys.executable, "-m", "pip", "install", "--quiet", *wanted]
+  install = [sys.executable, "-m", "pip", "install", "--quiet"]
   done = subprocess.run(
-    [*install, f"--target={partial}"], capture_output=True, text=True
+    [*install, "--retries=1", f"--target={partial}", *wanted],
+    capture_output=True,
+    text=True,
   )
   if done.returncode:
     shutil.rmtree(partial, ignore_errors=True)
@@ -118,7 +120,15 @@ def wheels(extra: str) -> Path:
 
 
 def environment(device: str) -> dict[str, str]:
-  """Returns the variables with which a process can compile for a device."""
+  """Returns the variables with which a process can compile for a device.
+
+  Raises:
+    InputError: no such device, or as of `wheels`.
+  """
+  if device not in (*TPUS, "h100"):
+    raise InputError(
+      f"no device {device!r}: --devices takes {', '.join(TPUS)} and h100"
+    )
   folder = wheels("tpu" if device in TPUS else "cuda12")
   path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
   settings = {
@@ -134,8 +144,7 @@ def make_mesh(device: str) -> Mesh:
   """Returns a mesh of devices to compile for.
 
   Raises:
-    InputError: no such device, this compiler does not know it, or another
-      process is compiling.
+    InputError: this compiler does not know it, or another process is compiling.
   """
   try:
     if device == "h100":
@@ -146,10 +155,6 @@ def make_mesh(device: str) -> Mesh:
       topology, count, _ = TPUS[device]
       found = topologies.get_topology_desc(topology, platform="tpu").devices
       found = found[:count]
-  except KeyError:
-    raise InputError(
-      f"no device {device!r}: --devices takes {', '.join(TPUS)} and h100"
-    ) from None
   except RuntimeError as error:
     if "lockfile" in str(error) or "in use" in str(error):
       raise InputError(

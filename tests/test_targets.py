@@ -29,7 +29,7 @@ def test_a_compiler_that_refuses(monkeypatch, said, message):
 
 def test_an_unknown_device():
   with pytest.raises(InputError, match=r"no device 'v9z'.* v5e:1"):
-    targets.make_mesh("v9z")
+    targets.environment("v9z")
 
 
 @pytest.mark.parametrize("extra", ["tpu", "cuda12"])
