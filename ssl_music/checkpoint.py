@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssl_music import disk, hosts
+from ssl_music import disk, hosts, parallel
 from ssl_music.errors import InputError
 
 _FOLDER = "checkpoints"
@@ -88,6 +88,7 @@ def open_run(workdir: Path, *, read_only: bool = False) -> Iterator[Run]:
   folder = Path(workdir).absolute() / _FOLDER
   quality: dict[int, float] = {}
   damaged: set[int] = set()
+  parallel.devices()  # Orbax asks for them, and what lacks is no checkpoint
   with _quiet():
     options = ocp.CheckpointManagerOptions(
       preservation_policy=_Policy(quality, damaged),

@@ -29,6 +29,15 @@ def start(shared: str | None = None) -> list[jax.Device]:
     InputError: a kind of device was asked for that is not there.
   """
   compiled.keep(shared if jax.distributed.is_initialized() else None)
+  return devices()
+
+
+def devices() -> list[jax.Device]:
+  """Returns all devices.
+
+  Raises:
+    InputError: a kind of device was asked for that is not there.
+  """
   asked = jax.config.jax_platforms
   try:
     return jax.devices()

@@ -321,13 +321,20 @@ def test_what_the_system_refuses_is_no_damage(run, monkeypatch, number, advice):
 
 
 def test_what_jax_lacks_is_no_damage(run, monkeypatch):
-  def refuse(*_, **__):
+  def refuse(*_):
     raise RuntimeError("Unable to initialize backend 'cuda'")
 
-  monkeypatch.setattr(ocp, "CheckpointManager", refuse)
-  for read in (checkpoint.load, resumed):
-    with pytest.raises(RuntimeError, match="backend 'cuda'"):
-      read(run)
+  monkeypatch.setattr(jax, "devices", refuse)
+  before = jax.config.jax_platforms
+  jax.config.update("jax_platforms", "cuda")
+  try:
+    for read in (checkpoint.load, resumed):
+      with pytest.raises(
+        InputError, match=r"=cuda .*jax does not find .*unset"
+      ):
+        read(run)
+  finally:
+    jax.config.update("jax_platforms", before)
 
 
 def test_older_runs_are_read(run):
