@@ -115,7 +115,7 @@ def test_processes_that_cannot_be_started(monkeypatch, number, said):
   monkeypatch.setattr(workers, "ProcessPoolExecutor", fail)
   with (
     workers.pool(1) as run,
-    pytest.raises(InputError, match=f"cannot start worker processes.*{said}"),
+    pytest.raises(InputError, match=f"cannot run worker processes.*{said}"),
   ):
     list(run(abs, [1]))
 

@@ -221,8 +221,8 @@ def _survived(batches: grain.IterDataset) -> Iterator[Any]:
     with starting():
       source = iter(batches)
       yield from itertools.islice(source, 1)
-    begun = True
-    yield from source
+      begun = True
+      yield from source
   except RuntimeError as error:  # Grain has no kind of its own for it
     if "Worker process was terminated" not in str(error):
       raise

@@ -31,6 +31,11 @@ _SCARCE = {
   errno.ENOMEM: "free some memory",
 }
 
+_NOT_SHARED = (
+  *(errno.ENOENT, errno.EROFS, errno.EACCES),
+  *(errno.EPERM, errno.ENOSYS, errno.ENOSPC),
+)
+
 Run = Callable[[Callable, Iterable], Iterator[tuple[Any, Any]]]
 
 
@@ -129,11 +134,13 @@ def starting() -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.filename:  # another reason
+    advice = _SCARCE.get(error.errno)
+    if error.errno in _NOT_SHARED and not error.filename:  # and of no file
+      advice = "mount a writable /dev/shm for them"
+    if not advice:
       raise
-    advice = _SCARCE.get(error.errno, "mount a writable /dev/shm for them")
     raise InputError(
-      f"cannot start worker processes ({error.strerror}): {advice}, or do"
+      f"cannot run worker processes ({error.strerror}): {advice}, or do"
       " without them by --processes=0 or --config.data.workers=0"
     ) from error
   except RuntimeError as error:
