@@ -8,6 +8,7 @@ to rounding.
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +74,20 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
   """`product` as `nn.Dense` calls it."""
   del dimension_numbers, precision  # the last axis of x, the first of kernel
   return product(x, kernel)
+
+
+def mean_of_squares(x: jax.Array, size: int) -> jax.Array:
+  """Averages [N, height, width, channels] over squares that do not overlap."""
+  plain = lambda x: nn.avg_pool(x, (size, size), (size, size))
+  own = functools.partial(_by_reshape, size=size)
+  return jax.lax.platform_dependent(x, cpu=own, default=plain)
+
+
+def _by_reshape(x: jax.Array, *, size: int) -> jax.Array:
+  n, height, width, channels = x.shape
+  rows, columns = height // size, width // size
+  x = x[:, : rows * size, : columns * size]
+  return x.reshape(n, rows, size, columns, size, channels).mean((2, 4))
 
 
 def power_spectrum(

@@ -4,8 +4,7 @@ Architecture of Radford et al., "Learning Transferable Visual Models From
 Natural Language Supervision" (2021), as the paper's authors narrowed it
 (arXiv:2404.09177). Inside, images are [N, mel, frame, channel].
 
-A 1x1 convolution is a `Dense` layer, and average pooling a reshape and a mean:
-what they compute is that of convolutions, and compilers make more of it.
+A 1x1 convolution is a `Dense` layer, of which compilers make more.
 """
 
 import functools
@@ -15,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_music.models.cpu import dot_general
+from ssl_music.models.cpu import dot_general, mean_of_squares
 from ssl_music.models.norm import BatchNorm
 
 # A block of `planes` channels puts out this many times as many.
@@ -37,13 +36,7 @@ def average_pool(x: jax.Array, size: int) -> jax.Array:
   Returns:
     [N, height // size, width // size, channels].
   """
-  if size == 1:
-    return x
-  n, height, width, channels = x.shape
-  rows, columns = height // size, width // size
-  x = x[:, : rows * size, : columns * size]
-  x = x.reshape(n, rows, size, columns, size, channels)
-  return x.mean((2, 4))
+  return x if size == 1 else mean_of_squares(x, size)
 
 
 def resize_columns(positions: jax.Array, rows: int, columns: int) -> jax.Array:

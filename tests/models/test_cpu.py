@@ -42,6 +42,17 @@ def test_product_has_the_derivative_of_a_product(outputs):
   close(to_kernel, np.einsum("abi,abo->io", x, back))
 
 
+def test_mean_of_squares():
+  x = np.random.default_rng(0).standard_normal((2, 5, 7, 3)).astype(np.float32)
+  y, pull = jax.vjp(lambda x: cpu.mean_of_squares(x, 2), x)
+  expected = x[:, :4, :6].reshape(2, 2, 2, 3, 2, 3).mean((2, 4))
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+  (back,) = pull(y)
+  share = np.repeat(np.repeat(expected / 4, 2, 1), 2, 2)
+  padded = np.pad(share, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  np.testing.assert_allclose(back, padded, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("size", "hop", "bins"),
   [(8, 4, slice(1, 4)), (64, 16, slice(33)), (16, 16, slice(9))],
