@@ -149,6 +149,9 @@ def _riff_part(file: File, at: int, stop: int) -> Part | None:
 # AU --------------------------------------------------------------------------
 
 
+_AU_HEAD = 24  # bytes, at least
+
+
 def _au_head(file: File, at: int) -> tuple[int, int]:
   """Returns (where the samples start, how many bytes there should be)."""
   order = "big" if file.at(at, 4) == b".snd" else "little"
@@ -160,7 +163,7 @@ def _au_starts(file: File, at: int) -> Iterator[int]:
   sign = file.at(at, 4)
   while file.at(at, 4) == sign:
     yield at
-    at = sum(_au_head(file, at))
+    at = max(sum(_au_head(file, at)), at + _AU_HEAD)
 
 
 def _au_part(file: File, at: int, stop: int) -> Part | None:

@@ -267,6 +267,12 @@ def test_what_lies_behind_a_wav_is_not_sound(tmp_path):
     assert len(decoded(tmp_path, data + tail, "a.wav")) == 3 * RATE
 
 
+def test_an_au_file_that_points_to_itself_has_an_end(tmp_path):
+  data = encode("au", noise(1))
+  found = decoded(tmp_path, data[:4] + bytes(8) + data[12:], "a.au")
+  assert len(found) <= RATE + 12
+
+
 def test_reading_errors_are_told(tmp_path, monkeypatch):
   data = encode("mp3", noise(3))
   (tmp_path / "a.mp3").write_bytes(data + data)
