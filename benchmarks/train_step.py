@@ -29,6 +29,7 @@ _TASKS = flags.DEFINE_list("tasks", list(TASKS), "Pretext tasks.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Pairs of segments a step.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Timed steps of a variant a round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns of every variant.")
+_PRESET = flags.DEFINE_enum("preset", "paper", ("laptop", "paper"), "Of what.")
 _VARIANT = flags.DEFINE_string("variant", "", "Internal: what a child times.")
 _ON_CPU = {
   "ssl_music": {},
@@ -50,19 +51,19 @@ _ON_GPU = {
 }
 
 
-def read_config(task: str, batch: int):
-  """Returns the published recipe of a task, with augmentation."""
-  config = importlib.import_module(f"configs.{task}").get_config("paper")
+def read_config(task: str, batch: int, preset: str):
+  """Returns a task's preset, with augmentation."""
+  config = importlib.import_module(f"configs.{task}").get_config(preset)
   config.batch = batch
   config.augment.gain = 6.0
   config.augment.equaliser = 3.0
   return config
 
 
-def audio(batch: int) -> np.ndarray:
-  """Returns random segments, int16 [2, batch, 64000]."""
-  rng = np.random.default_rng(0)
-  return rng.integers(-9999, 9999, (2, batch, 64_000), np.int16)
+def audio(batch: int, seconds: float) -> np.ndarray:
+  """Returns random segments, int16 [2, batch, samples]."""
+  shape = 2, batch, round(16_000 * seconds)
+  return np.random.default_rng(0).integers(-9999, 9999, shape, np.int16)
 
 
 def jax_step(
@@ -73,7 +74,7 @@ def jax_step(
 
   from ssl_music import optimizer, parallel, step
 
-  config = read_config(task, batch)
+  config = read_config(task, batch, _PRESET.value)
   config.model.dtype = "bfloat16" if bfloat16 else "float32"
   settings = config.to_dict()
   lengths = {"warmup": 10, "total": 1000, "temperature_warmup": 50}
@@ -83,7 +84,7 @@ def jax_step(
   mesh = parallel.make_mesh()
   state = parallel.replicate(step.init_state(settings, updates), mesh)
   mapped = step.map_train_step(settings, updates, rates, mesh)
-  waveform = audio(batch)
+  waveform = audio(batch, settings["data"]["seconds"])
   began = time.perf_counter()
   given = {"views": parallel.shard(waveform, mesh, axis=1)}
   compiled = mapped.lower(state, given).compile()
@@ -110,9 +111,9 @@ def torch_step(
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.set_float32_matmul_precision("high")  # as JAX's default on a GPU
-  config = read_config(task, batch).to_dict()
+  config = read_config(task, batch, _PRESET.value).to_dict()
   step = torch_step.make_step(config, device=device, **how)
-  waveform = torch.from_numpy(audio(batch))
+  waveform = torch.from_numpy(audio(batch, config["data"]["seconds"]))
 
   def run() -> None:
     loss = step(waveform)
@@ -164,6 +165,7 @@ def measure(task: str, name: str, how: dict) -> dict:
   command = [sys.executable, "-m", "benchmarks.train_step"]
   command += [f"--variant={json.dumps([task, name, how])}"]
   command += [f"--batch={_BATCH.value}", f"--steps={_STEPS.value}"]
+  command += [f"--preset={_PRESET.value}"]
   done = subprocess.run(
     command,
     capture_output=True,
@@ -188,7 +190,7 @@ def main(_) -> None:
   if importlib.util.find_spec("torch") is None:
     variants = {n: how for n, how in variants.items() if "PyTorch" not in n}
   print(
-    f"{device.device_kind}, {_BATCH.value} pairs of 4 s, published network;"
+    f"{device.device_kind}, {_BATCH.value} pairs, preset {_PRESET.value};"
     f" median of {_ROUNDS.value} x {_STEPS.value} steps\n"
   )
   print("| task | variant | s a step | segments/s | times ssl_music's |")
