@@ -37,16 +37,16 @@ def report(command: Callable[[], int | None]) -> None:
   sys.unraisablehook = _unraisable
   try:
     code = command()
+    sys.stdout.flush()
   except InputError as error:
-    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
-    # What a library has left unfinished complains when it is thrown away.
-    sys.unraisablehook = lambda _: None
-    code = 2
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    # Without the interpreter's end, which would wait for threads that a library
+    # has left unfinished, as Orbax does where files cannot be opened.
+    interrupts.leave(2)
   except KeyboardInterrupt:
     interrupts.leave(130)
   except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
-    sys.stderr.close()
-    code = 141
+    interrupts.leave(141)
   sys.exit(code or 0)
 
 

@@ -78,8 +78,11 @@ def leave(code: int) -> None:
 
   # Another thread may be writing, and stuck.
   flushing = threading.Thread(target=flush, daemon=True)
-  flushing.start()
-  flushing.join(0.3)
+  try:
+    flushing.start()
+    flushing.join(0.3)
+  except RuntimeError:  # there can be no more threads
+    flush()
   os._exit(code)
 
 

@@ -1,9 +1,10 @@
 import argparse
 import importlib
+import sys
 
 import pytest
 
-from ssl_music import command_line, errors
+from ssl_music import command_line, errors, interrupts
 from ssl_music.errors import InputError
 
 
@@ -89,10 +90,12 @@ def test_numbers(check, good, wrong):
       check(text)
 
 
-def test_an_error_does_not_control_the_terminal(capsys):
+def test_an_error_does_not_control_the_terminal(capsys, monkeypatch):
+  monkeypatch.setattr(interrupts, "leave", sys.exit)
+
   def command():
     raise InputError("no file a\x1b[2J\ud800")
 
-  with pytest.raises(SystemExit):
+  with pytest.raises(SystemExit, match="2"):
     errors.report(command)
   assert capsys.readouterr().err == "error: no file a\\u001b[2J\\ud800\n"

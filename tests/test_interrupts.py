@@ -72,7 +72,7 @@ BUSY_MACHINE = 2  # times as slow, with other tests beside these
 
 
 def start(script):
-  head = "import hashlib, time\n"
+  head = "import hashlib, sys, time\n"
   if "workdir" in script:
     head += "from ssl_music import workdir\n"
   head += "from ssl_music import errors, interrupts\n"
@@ -85,6 +85,7 @@ def begin(command, **options):
   """Starts a command in a session of its own, which hears Ctrl-C."""
   return subprocess.Popen(
     command,
+    stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -171,3 +172,32 @@ def test_later_it_saves_first(environment, tmp_path):  # noqa: F811
   assert "Traceback" not in said
   step, _ = checkpoint.load(workdir)
   assert 2 <= step < 60
+
+
+@pytest.mark.parametrize("threads", ["some", "no more"])
+def test_an_error_does_not_wait_for_what_is_unfinished(threads):
+  process = start(f"""
+import threading
+
+def command():
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  if {threads == "no more"}:
+    def fail(self):
+      raise RuntimeError("can't start new thread")
+    threading.Thread.start = fail
+  raise errors.InputError("no room")
+""")
+  _, said = process.communicate(timeout=20)
+  assert (process.returncode, said) == (2, "error: no room\n")
+
+
+def test_a_reader_that_has_left():
+  process = start("""
+def command():
+  sys.stdin.read()
+  print("late")
+""")
+  process.stdout.close()
+  process.stdin.close()
+  assert process.stderr.read() == ""
+  assert process.wait() == 141

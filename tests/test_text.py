@@ -2,10 +2,11 @@ import csv
 import io
 import json
 import os
+import sys
 
 import pytest
 
-from ssl_music import errors, text
+from ssl_music import errors, interrupts, text
 from ssl_music.errors import InputError
 
 HOSTILE = "a\x1b[2J\x9b31m\n\t\x7f\u202egnp\u2066.wav"
@@ -51,11 +52,13 @@ def test_other_cells_stay_what_they_are(name):
   assert text.cells({"name": name, "n": -1.5}) == {"name": name, "n": -1.5}
 
 
-def test_an_error_shows_names_printable(capsys):
+def test_an_error_shows_names_printable(capsys, monkeypatch):
+  monkeypatch.setattr(interrupts, "leave", sys.exit)
+
   def fails():
     raise InputError(f"{HOSTILE} is no audio: give another")
 
-  with pytest.raises(SystemExit):
+  with pytest.raises(SystemExit, match="2"):
     errors.report(fails)
   (line,) = capsys.readouterr().err.splitlines()
   assert line.isprintable()
