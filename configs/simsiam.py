@@ -7,8 +7,12 @@ arXiv:2011.10566). None of the paper's five tasks; beside them for comparison.
   python -m ssl_music.main --config=configs/simsiam.py:paper --workdir=DIR \
     --config.data.name=NAME
 
-"laptop": 400 steps of 48 pairs of 2 s, 3 to 4 minutes on two CPU cores.
-"paper": 999 x 512 steps of 128 pairs, for a GPU or TPU. Neither was searched.
+"laptop": 400 steps of 48 pairs of 2 s, for a CPU. "paper": 999 x 512 steps of
+128 pairs, for a GPU or TPU. Rate and weights were not searched for either.
+
+The predictor's hidden layer is a quarter of its output, as published. The
+authors end the projection head in batch norm, which the head here does not, and
+train with SGD.
 """
 
 from ml_collections import ConfigDict

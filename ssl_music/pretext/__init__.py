@@ -14,7 +14,7 @@ from ssl_music.pretext import (
   supervised,
   vicreg,
 )
-from ssl_music.pretext.record import Pretext
+from ssl_music.pretext.record import SIZES, Pretext
 
 PRETEXTS: dict[str, Pretext] = {
   "contrastive": contrastive.TASK,
@@ -54,7 +54,7 @@ def check(config: Mapping) -> None:
       "the projection head has no layer: give --config.pretext.head one or more"
       " sizes"
     )
-  for field, allowed in task.fields.items():
+  for field, allowed in {"head": SIZES, **task.fields}.items():
     if not allowed.holds(config[field]):
       raise InputError(
         f"--config.pretext.{field}={config[field]} is out of range: give"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from ssl_music.pretext.record import ANY, LEARNING_RATE, SHARE, Pretext
+from ssl_music.pretext.record import LEARNING_RATE, SHARE, SIZES, Pretext
 
 MOMENTUM = {"momentum": SHARE, "final_momentum": SHARE}  # of a teacher
 
@@ -65,7 +65,7 @@ TASK = Pretext(
   loss,
   colour="#D55E00",
   marker="s",
-  fields={"predictor": ANY, **MOMENTUM},
+  fields={"predictor": SIZES, **MOMENTUM},
   follows=("params", "batch_stats"),
   advice=f"{LEARNING_RATE}, or keep the predictor and raise"
   " --config.pretext.momentum",

@@ -1,4 +1,4 @@
-"""MMCR, maximum manifold capacity (Yerxa et al., 2023, equation 3)."""
+"""MMCR, maximum manifold capacity representations (Yerxa et al., 2023)."""
 
 from collections.abc import Mapping
 
@@ -16,18 +16,22 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Spreads tracks' mean views apart, and so pulls views of a track together.
 
-  Minus the nuclear norm of the matrix of centroids, the means over a track's
-  views of projections of length 1; and, if weighted, plus the mean nuclear norm
-  of the matrix of a track's own views.
+  Minus the nuclear norm of the matrix of centroids, each the mean over a
+  track's views of projections scaled to length 1, plus "compression" times the
+  mean over tracks of the nuclear norm of a track's own views. The authors' code
+  sets that weight to 0: a long centroid already means that views agree. For
+  ImageNet it also averages in a momentum encoder's projections; this task does
+  not.
 
   Args:
     features: with this device's "projection", [V, B, D], V >= 2.
-    config: "compression" (weight of the second term, >= 0).
+    config: "compression" (the paper's lambda, 0 or more).
     axis_name: the mapped axis over which the batch is spread, or None.
 
   Returns:
-    The loss (its mean over devices is that of the global batch), and
-    {"centroid_length": the mean length of this device's centroids, in [0, 1]}.
+    The loss (its mean over devices is that of the global batch), at least
+    -sqrt(B min(B, D)) for its B tracks, and {"centroid_length": the mean length
+    of this device's centroids, in [0, 1]}.
   """
   z = byol.unit(features["projection"])
   centroids = z.mean(0)

@@ -1,11 +1,11 @@
-"""SimSiam (Chen & He, 2021, equations 1 to 4): BYOL without a teacher."""
+"""SimSiam (Chen & He, 2021, equations 1 to 4)."""
 
 from collections.abc import Mapping
 
 import jax
 
 from ssl_music.pretext import byol
-from ssl_music.pretext.record import ANY, LEARNING_RATE, Pretext
+from ssl_music.pretext.record import LEARNING_RATE, SIZES, Pretext
 
 
 def loss(
@@ -15,9 +15,9 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Brings predictions close to the projections of other views.
 
-  Minus the mean cosine over the batch and over all pairs of different views. No
-  gradient flows through the projections but for the predictor's: that is what
-  keeps them from collapsing.
+  Minus the mean cosine over the batch and over all ordered pairs of different
+  views. The projections that serve as targets get no gradient (stop-gradient):
+  with one they would collapse.
 
   Args:
     features: with "prediction" and "projection" of this device's items,
@@ -38,6 +38,6 @@ TASK = Pretext(
   loss,
   colour="#882255",
   marker="<",
-  fields={"predictor": ANY},
+  fields={"predictor": SIZES},
   advice=f"{LEARNING_RATE}, or keep the predictor",
 )

@@ -2,6 +2,7 @@
 
 import golden
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -47,7 +48,7 @@ def slow_simsiam(z, p):
 
 
 def slow_mmcr(z, p):
-  """Yerxa et al. (2023), equation 3, by eigenvalues of Gram matrices."""
+  """Yerxa et al. (2023), by eigenvalues of Gram matrices."""
   nuclear = lambda m: np.sqrt(np.linalg.eigvalsh(m @ m.T).clip(0)).sum()
   z = np.array([[unit(vector) for vector in view] for view in z])
   tracks = z.swapaxes(0, 1)
@@ -57,7 +58,7 @@ def slow_mmcr(z, p):
 
 
 def slow_lejepa(z, p):
-  """Balestriero & LeCun (2025), algorithms 1 and 2, in complex numbers."""
+  """Balestriero & LeCun (2025), algorithms 1 and 2, step by step."""
   config = CONFIGS["lejepa"]
   shape = z.shape[-1], config["directions"]
   directions = np.asarray(jax.random.normal(KEY, shape), np.float64)
@@ -91,6 +92,35 @@ def test_simsiam_has_no_gradient_through_targets():
   grads = jax.grad(lambda given: run("simsiam", given)[0])(features())
   assert not np.any(grads["projection"])
   assert np.any(grads["prediction"])
+
+
+def epps_pulley(x):
+  """Epps & Pulley (1983) for a standard normal law, the integral solved."""
+  # |f(t) - n(t)|^2 n(t) of f(t) = mean exp(i t x), n(t) = exp(-t^2 / 2) is a
+  # sum of Gaussians times cosines, each with an integral in closed form.
+  pairs = np.exp(-((x[:, None] - x) ** 2) / 2).mean() * np.sqrt(2 * np.pi)
+  single = np.exp(-(x**2) / 4).mean() * np.sqrt(np.pi)
+  return len(x) * (pairs - 2 * single + np.sqrt(2 * np.pi / 3))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (0.1, 0), (0.7, 1)])
+def test_sigreg_is_the_integral(scale, shift):
+  z = scale * golden.rand("normal", (2, 64, 3)) + shift
+  found = lejepa.sigreg(jnp.asarray(z), jnp.eye(3), None)
+  expected = [[epps_pulley(x) for x in view.T] for view in z.astype(float)]
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_mmcr_is_least_where_views_agree_and_tracks_are_orthogonal():
+  agree = jnp.broadcast_to(jnp.eye(6), (2, 6, 6))
+  value, metrics = mmcr.loss({"projection": 5 * agree}, {"compression": 0})
+  assert value == pytest.approx(-6) and metrics["centroid_length"] == 1
+  opposite = agree.at[1].multiply(-1)
+  value, metrics = mmcr.loss({"projection": opposite}, {"compression": 0})
+  assert value == metrics["centroid_length"] == 0
+  same = jnp.ones((2, 6, 6))
+  value, _ = mmcr.loss({"projection": same}, {"compression": 0})
+  assert value == pytest.approx(-np.sqrt(6))
 
 
 def test_normal_projections_are_what_sigreg_asks_for():
