@@ -67,7 +67,8 @@ def plan(config: ConfigDict, folder: str | Path) -> list[dict[str, Any]]:
       out of its range.
   """
   given = {field for field in PRETRAININGS if config[field] is not None}
-  check_numbers(config, ["seeds", *given & {"batch"}], [*given - {"batch"}])
+  optional = given & {"warmup_steps"}
+  check_numbers(config, ["seeds", *given - optional], [*optional])
   folder = Path(folder)
   encoders = _names(config, "encoders")
   datasets = _names(config, "datasets")

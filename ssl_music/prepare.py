@@ -75,6 +75,10 @@ def _plan(options: argparse.Namespace) -> dict:
 def _prepare(options: argparse.Namespace, plan: dict) -> int:
   from ssl_music.data import engine, tracks, writer
 
+  if options.runner == LOCAL and options.runner_options:
+    raise InputError(
+      "--runner_options are for a runner of Apache Beam's: give --runner, too"
+    )
   with interrupts.unwinding():
     summary = writer.write(
       options.name or plan["name"],

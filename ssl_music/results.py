@@ -53,7 +53,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
   Returns:
     what `read` does, with "name", "shares" and "sounding" filled in where an
     older probe left none, "folder", and "resamples": {metric: float64 [R]}, or
-    None where `resamples.npz` is missing or damaged.
+    None where there is no `resamples.npz`.
 
   Raises:
     InputError: no scores, not those of a probe, or damaged ones.

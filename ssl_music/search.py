@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     raise InputError(
       "nothing to search for: give files, or --map=FILE.html for a map of all"
     )
+  if options.map is None and (options.manifest or options.audio == "embed"):
+    raise InputError(
+      "--manifest and --audio=embed are for the map: give --map=FILE.html, too"
+    )
   paths, means, about = vectors.read_tracks(options.embeddings)
   if not paths:
     raise InputError(
@@ -51,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
   for file, reason in failed.items():
     print(printable(f"failed {file}: {reason}"), file=sys.stderr)
   if options.map is not None:
-    from ssl_music import (
-      music_map,
-    )  # here, since scikit-learn is slow to import
+    # Here, since scikit-learn is slow to import.
+    from ssl_music import music_map
 
     drawn = music_map.write(
       Path(options.map),

@@ -135,7 +135,8 @@ def test_settings_of_all_pretrainings(config, tmp_path):
       assert found.warmup_epochs == 0
       assert {field: found[field] for field in fields} == fields
       assert found.batch == 16
-  for field, value in (("batch", 0), ("warmup_steps", -1)):
+  wrong = ("batch", 0), ("warmup_steps", -1), ("total_steps", 0)
+  for field, value in wrong:
     config.update(fields | {"batch": 16} | {field: value})
     with pytest.raises(InputError, match=f"{field}={value} is too small"):
       benchmark.plan(config, tmp_path)

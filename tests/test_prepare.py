@@ -34,3 +34,11 @@ def test_wrong_numbers_are_explained(wrong):
   with pytest.raises(InputError, match=" is no number") as raised:
     prepare.main(["folder", "--source=a", wrong])
   assert wrong.split("=")[0] in str(raised.value)
+
+
+def test_options_of_a_runner_need_one(tmp_path):
+  with pytest.raises(InputError, match="give --runner, too"):
+    prepare.main(
+      ["demo", f"--data_dir={tmp_path}", "--runner_options=--parallelism=64"]
+    )
+  assert not list(tmp_path.iterdir())

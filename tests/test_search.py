@@ -137,6 +137,9 @@ def test_wrong_input_is_one_sentence(
   file = str(music / "high" / "a.flac")
   with pytest.raises(InputError, match="nothing to search for"):
     search.main([f"--embeddings={embedded}"])
+  for of_map in (f"--manifest={tmp_path}/a.csv", "--audio=embed"):
+    with pytest.raises(InputError, match="are for the map: give --map="):
+      search.main([file, f"--embeddings={embedded}", of_map])
   with pytest.raises(InputError, match="no vectors in"):
     search.main([file, f"--embeddings={tmp_path}"])
   # Another encoder: the same with another front end.
