@@ -43,6 +43,8 @@ def parse(
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       members = archive.infolist()
+      if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+        raise ValueError("it is compressed")
       if sum(member.file_size for member in members) > len(content):
         raise ValueError("it unpacks to more than it holds")
       return {

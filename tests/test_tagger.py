@@ -130,11 +130,21 @@ def test_a_head_that_makes_no_sense_is_refused(tmp_path, wrong, said):
     tagger.load(tmp_path)
 
 
+@pytest.mark.parametrize("method", [8, 12, 14, 99])
+def test_another_way_of_packing_is_damage(tmp_path, method):
+  content = bytearray(tagger.dump(make_head()))
+  for sign, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+    content[content.rindex(sign) + place] = method
+  (tmp_path / "head.npz").write_bytes(content)
+  with pytest.raises(InputError, match=r"head\.npz is damaged \(it is compr"):
+    tagger.load(tmp_path)
+
+
 def test_a_small_file_does_not_become_gigabytes(tmp_path):
   file = tmp_path / "head.npz"
   np.savez_compressed(file, mean=np.zeros(1 << 24, np.float32))
   assert file.stat().st_size < 1 << 17
-  with pytest.raises(InputError, match="unpacks to more than it holds"):
+  with pytest.raises(InputError, match=r"is damaged \(it is compressed"):
     tagger.load(tmp_path)
   header = io.BytesIO()
   shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
