@@ -30,11 +30,6 @@ from ssl_music.errors import InputError
 _FOLDER = "checkpoints"
 _NETWORKS = ("student", "teacher")
 _PATTERNS = "*?[]\\"  # Orbax looks for files below a path by a pattern of it
-# What says nothing about a file's content.
-_SYSTEM = (
-  *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-  *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
-)
 
 
 class Run(NamedTuple):
@@ -500,7 +495,7 @@ def _judged(path: Path) -> Iterator[None]:
       raise
     found = _system_error(error)
     with disk.readable(path, "check its disk"):
-      if found and found.errno in _SYSTEM:
+      if found and found.errno in disk.SYSTEM:
         raise found from error
       for file in path.rglob("*"):
         if file.is_file():

@@ -15,6 +15,11 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 MORE_FILES = "allow more open files with `ulimit -n`"
 # What the machine lacks, whatever file it was that could not be opened.
 LACKING = (*_TOO_MANY, errno.ENOMEM)
+_FAILING = (
+  *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+)
+# What says nothing about a file's content.
+SYSTEM = (*_FORBIDDEN, *LACKING, *_FAILING)
 
 
 def write(file: str | os.PathLike, content: str | bytes) -> None:
@@ -84,7 +89,8 @@ def explained(
     failed = error.filename if isinstance(error.filename, str) else ""
     if failed and not Path(failed).absolute().is_relative_to(where.absolute()):
       reason = f"{failed}: {reason}"
-    steps = [_help(error.errno), f"give another {option}" if option else ""]
+    help_ = _help(error, "writable", "check that folder and its disk")
+    steps = [help_, f"give another {option}" if option else ""]
     text = f"cannot {doing} {where} ({reason})"
     text += f": {', or '.join(filter(None, steps))}"
     raise kind(f"{text}; {after}" if after else text) from error
@@ -113,28 +119,30 @@ def readable(file: str | os.PathLike, advice: str) -> Iterator[None]:
 
   Args:
     file: that is read.
-    advice: what to do if it is missing, or its disk fails.
+    advice: what to do if it is missing, or no such file.
+
+  Raises:
+    InputError: "cannot read seal.json (No such file or directory): {advice}".
   """
   try:
     yield
   except OSError as error:
-    if error.errno in _FORBIDDEN:
-      advice = "make it readable"
-    elif error.errno in _TOO_MANY:
-      advice = MORE_FILES
+    advice = _help(error, "readable", advice)
     raise InputError(
       f"cannot read {file} ({error.strerror or error}): {advice}"
     ) from error
 
 
-def _help(number: int | None) -> str:
-  """Says what to do about an error of writing."""
-  if number in _FULL:
+def _help(error: OSError, able: str, otherwise: str) -> str:
+  """Returns what to do about an error of writing or reading."""
+  if error.errno in _FULL:
     return "free some space there"
-  if number in _FORBIDDEN:
-    return "make it writable"
-  if number in _TOO_MANY:
+  if error.errno in _FORBIDDEN:
+    return f"make it {able}"
+  if error.errno in _TOO_MANY:
     return MORE_FILES
-  if number == errno.ENOMEM:
+  if error.errno == errno.ENOMEM:
     return "free some memory"
-  return "check that folder and its disk"
+  if error.errno in _FAILING:
+    return "check its disk"
+  return otherwise

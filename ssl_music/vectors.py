@@ -135,7 +135,11 @@ def read_about(folder: Path | str) -> dict[str, Any]:
       f"no vectors in {folder}: make some with python -m ssl_music.embed MUSIC"
       f" --encoder=PATH --out={folder}"
     )
-  with seal.stream(file, _seal(folder).get(ABOUT), _ADVICE) as opened:
+  entry = _seal(folder).get(ABOUT)
+  with (
+    disk.readable(file, f"restore that file, or {_ADVICE}"),
+    seal.stream(file, entry, _ADVICE) as opened,
+  ):
     content = opened.read()
   about = typed.parse(content, {"format_version": int}, file, _ADVICE)
   version = about["format_version"]
@@ -341,15 +345,13 @@ def _merged(source: Source) -> InputError:
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
-  """Says what is wrong with a table that could not be read."""
+  """Returns the error that tells what is wrong with a table."""
+  if isinstance(error, OSError) and error.errno:
+    with disk.readable(file, "check its disk"):
+      raise error
   advice = _ADVICE
   if file.parent.name == PARTS:
     advice = "remove it and embed again, which makes it anew"
-  if isinstance(error, OSError) and error.errno:
-    advice = "check its disk"
-  with disk.readable(file, advice):
-    if isinstance(error, OSError) and error.errno:
-      raise error
   return InputError(
     f"{file} is damaged or no table of vectors ({_one_line(error)}): restore"
     f" that file, or {advice}"

@@ -16,7 +16,7 @@ from ssl_music.errors import InputError, Resumable
     (errno.EACCES, "make it writable, or give another --out"),
     (errno.EROFS, "make it writable, or give another --out"),
     (errno.EMFILE, "allow more open files with `ulimit -n`, or give another"),
-    (errno.EIO, "check that folder and its disk, or give another --out"),
+    (errno.EIO, "check its disk, or give another --out"),
     (errno.ENOENT, "check that folder and its disk, or give another --out"),
   ],
 )
@@ -71,6 +71,8 @@ def test_a_failed_read_names_its_cause(tmp_path):
   for number, advice in (
     (errno.EACCES, "make it readable"),
     (errno.EMFILE, "allow more open files"),
+    (errno.ENOMEM, "free some memory"),
+    (errno.EIO, "check its disk"),
     (errno.ENOENT, "restore it"),
   ):
     said = rf"cannot read .* \({os.strerror(number)}\): {advice}"

@@ -205,6 +205,10 @@ def test_bad_folders_are_told(folder, tmp_path):
   (folder / "embeddings.json").write_text("{")
   with pytest.raises(InputError, match=r"embeddings\.json is damaged"):
     vectors.read_tracks(folder)
+  (folder / "embeddings.json").unlink()
+  (folder / "embeddings.json").mkdir()
+  with pytest.raises(InputError, match=r"cannot read .*json \(Is a directory"):
+    vectors.read_tracks(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
