@@ -376,6 +376,7 @@ def _same_config(one: Mapping) -> bool:
   if "labels" in old.get("data", {}):  # a run adds a layer of the tags
     old["pretext"]["head"] = old["pretext"]["head"][:-1]
   new = json.loads(json.dumps(one["config"].to_dict()))
+  old, new = workdir.as_before(old), workdir.as_before(new)
   for line in defaults.difference(old, new):
     # Runs add to a config what identifies the data.
     if not line.startswith(workdir.FREE) and "only in the old" not in line:

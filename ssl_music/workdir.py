@@ -36,6 +36,8 @@ _NEWER = {
   "momentum_epochs": 0,
   "momentum_examples": 0,
   "views_together": True,
+  "sounding": True,
+  "probe.sounding": True,
 }
 # What tells runs of one recipe apart.
 _OF_ONE_RUN = ("seed", "encoder", "checkpoint")
@@ -126,18 +128,25 @@ def _changes(old: dict, new: dict) -> str:
   was, now = (one.get("data", {}).get("fingerprint") for one in (old, new))
   if was and now and same_data(was, now):
     old = old | {"data": old["data"] | {"fingerprint": now}}
-  lines = difference(_as_before(old), _as_before(new))
+  lines = difference(as_before(old), as_before(new))
   lines = [line for line in lines if not line.startswith(FREE)]
   more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
   return "; ".join(lines[:5] + more)
 
 
-def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Leaves out the fields of `_NEWER` that change nothing."""
+def as_before(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns a config without the fields that older runs lack, if as they were.
+
+  Args:
+    config: as a plain dict.
+    prefix: of the names of its fields.
+  """
   return {
-    name: value
+    name: as_before(value, f"{prefix}{name}.")
+    if isinstance(value, Mapping)
+    else value
     for name, value in config.items()
-    if name not in _NEWER or _NEWER[name] != value
+    if prefix + name not in _NEWER or _NEWER[prefix + name] != value
   }
 
 
@@ -166,7 +175,7 @@ def recipe(config: Mapping[str, Any]) -> str:
   """
   settings = {
     name: value
-    for name, value in _fields(_as_before(config))
+    for name, value in _fields(as_before(config))
     if not name.startswith((*FREE, *_OF_ONE_RUN))
   }
   if "data.fingerprint" in settings:  # all that runs of versions before have

@@ -173,6 +173,15 @@ def test_what_is_done_is_found_without_records(tmp_path):
   assert len(processes(tmp_path / "c")) == 1
 
 
+def test_what_an_older_version_has_done_is_found(tmp_path):
+  one = job("a", tmp_path)
+  job_functions.count(one["config"], one["folder"])
+  for together in (True, False):  # as it was then, or otherwise
+    with one["config"].unlocked():
+      one["config"].views_together = together
+    assert jobs.found_done(one, {}, []) == together
+
+
 def test_data_that_were_prepared_anew_are_not_done(tmp_path):
   tiny.write(tmp_path / "data")
   one = job("a", tmp_path)

@@ -80,6 +80,21 @@ def test_workdirs_made_before_there_were_seals_are_read(run):
   assert {n: plain(read(run)) for n, read in READERS.items()} == expected
 
 
+def test_a_probe_of_an_older_version_goes_on_as_it_was(tmp_path):
+  old = {"job": "probe", "probe": {"steps": 3}}
+  with workdir.claim(tmp_path, old):
+    pass
+  new = {"job": "probe", "probe": {"steps": 3, "sounding": True}}
+  with workdir.claim(tmp_path, new):
+    assert workdir.recipe(old) == workdir.recipe(new)
+  new["probe"]["sounding"] = False
+  with (
+    pytest.raises(InputError, match=r"\(probe\.sounding only in the new one\)"),
+    workdir.claim(tmp_path, new),
+  ):
+    pass
+
+
 def test_a_damaged_seal_can_be_done_without(run):
   (run / "seal.json").write_text("")  # as a power cut leaves it
   with pytest.raises(InputError, match=r"seal\.json is damaged .*or delete it"):
