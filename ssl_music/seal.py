@@ -56,36 +56,22 @@ def put(folder: Path, name: str, content: str | bytes, advice: str) -> None:
 
   A kill in between leaves a file that is not sealed, never one that is refused.
 
+  Args:
+    folder: of the files; one without a seal gets one.
+    name: of the file, which may be there.
+    content: of the file.
+    advice: as of `Sealed`.
+
   Raises:
     InputError: the seal is damaged.
     OSError: the file or the seal cannot be written.
   """
-  add(folder, (), advice, forget=[name])
+  files = _load(folder, f"restore that file, or {advice}") or {}
+  if files.pop(name, None):
+    _store(folder, files, new=())
   disk.write(folder / name, content)
-  add(folder, [name], advice)
-
-
-def add(
-  folder: Path, names: Iterable[str], advice: str, forget: Iterable[str] = ()
-) -> None:
-  """Seals more files of a folder that grows.
-
-  Args:
-    folder: of the files; one without a seal gets one.
-    names: of files that are finished.
-    advice: as of `Sealed`.
-    forget: files to be replaced. Forget them first, then replace them, then add
-      them.
-
-  Raises:
-    InputError: the seal is damaged.
-    OSError: a file cannot be read, or the seal cannot be written.
-  """
-  before = _load(folder, f"restore that file, or {advice}")
-  files = {n: entry for n, entry in (before or {}).items() if n not in forget}
-  new = {name: measure(folder / name) for name in names}
-  if files | new != before:
-    _store(folder, files | new, new)
+  files[name] = measure(folder / name)
+  _store(folder, files, new=[name])
 
 
 def read(folder: Path, name: str, advice: str) -> bytes:
@@ -99,14 +85,8 @@ def read(folder: Path, name: str, advice: str) -> bytes:
   Raises:
     InputError: the file or the seal is damaged, or cannot be read.
   """
-  file, advice = folder / name, f"restore that file, or {advice}"
   entry = entries(folder).get(name)
-  with disk.readable(file, advice):
-    content = file.read_bytes()
-  if entry is not None and len(content) != entry["bytes"]:
-    raise _other_length(file, len(content), entry, advice)
-  Verified(file, content, entry, advice).check()
-  return content
+  return _read(folder / name, entry, f"restore that file, or {advice}")
 
 
 def measure(file: Path, *, head: bool = False) -> dict[str, Any]:
@@ -161,11 +141,7 @@ class Sealed:
     Raises:
       InputError: it is missing or damaged.
     """
-    file = self.folder / name
-    with disk.readable(file, self._advice):
-      content = file.read_bytes()
-    Verified(file, content, self.files.get(name), self._advice).check()
-    return content
+    return _read(self.folder / name, self.files.get(name), self._advice)
 
   def json(self, name: str, kind: Any) -> Any:
     """Returns what a JSON file holds, verified and of a kind of `typed.parse`.
@@ -314,6 +290,15 @@ class _Blocks(io.RawIOBase):
   def close(self) -> None:
     self._opened.close()
     super().close()
+
+
+def _read(file: Path, entry: Mapping[str, Any] | None, advice: str) -> bytes:
+  with disk.readable(file, advice):
+    content = file.read_bytes()
+  if entry is not None and len(content) != entry["bytes"]:
+    raise _other_length(file, len(content), entry, advice)
+  Verified(file, content, entry, advice).check()
+  return content
 
 
 def _check_block(
