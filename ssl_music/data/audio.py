@@ -53,6 +53,7 @@ AV_EXTENSIONS = (
 SILENCE = 1e-4
 # Of the louder channel: a mean under that is what coding leaves of nothing.
 _CANCELLED = 1e-2
+_CANCELS = "its channels cancel out"
 # Encoders pad and decoders trim a few frames of mp3 (1,152 samples each).
 TRUNCATION_TOLERANCE = 0.1
 # A few megabytes of a hostile file may hold years of digital silence.
@@ -105,7 +106,9 @@ def stream(
       raise AudioError(f"longer than {_LONGEST_HOURS} hours")
     block = average(samples)
     if unsound is not None and len(block):  # up to the first sound
-      unsound = why_unsound(samples, block)
+      why = why_unsound(samples, block)
+      if why is None or unsound != _CANCELS:  # which a silent end does not undo
+        unsound = why
     if rate != before:  # the first block, or joined files
       if resampler is not None:
         yield resampler.resample_chunk(rest, last=True)
@@ -261,7 +264,7 @@ def why_unsound(samples: np.ndarray, mono: np.ndarray) -> str | None:
   loudest = max(map(_spread, samples.T))
   if heard >= max(SILENCE, _CANCELLED * loudest):
     return None
-  return "its channels cancel out" if loudest >= SILENCE else "silent"
+  return _CANCELS if loudest >= SILENCE else "silent"
 
 
 def _spread(waveform: np.ndarray) -> float:
