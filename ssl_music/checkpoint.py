@@ -7,7 +7,6 @@ nothing about a checkpoint.
 """
 
 import contextlib
-import errno
 import gc
 import json
 import logging
@@ -459,9 +458,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return None
   if isinstance(error, OSError) and error.errno:
     return error
-  for number in errno.errorcode:
-    if os.strerror(number) in str(error):
-      return OSError(number, os.strerror(number))
+  if number := disk.number_in(str(error)):
+    return OSError(number, os.strerror(number))
   return _system_error(error.__cause__)
 
 

@@ -12,7 +12,6 @@ from ssl_music.errors import InputError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
-MORE_FILES = "allow more open files with `ulimit -n`"
 # What the machine lacks, whatever file it was that could not be opened.
 LACKING = (*_TOO_MANY, errno.ENOMEM)
 _FAILING = (
@@ -89,7 +88,7 @@ def explained(
     failed = error.filename if isinstance(error.filename, str) else ""
     if failed and not Path(failed).absolute().is_relative_to(where.absolute()):
       reason = f"{failed}: {reason}"
-    help_ = _help(error, "writable", "check that folder and its disk")
+    help_ = advice_on(error.errno, "writable", "check that folder and its disk")
     steps = [help_, f"give another {option}" if option else ""]
     text = f"cannot {doing} {where} ({reason})"
     text += f": {', or '.join(filter(None, steps))}"
@@ -127,22 +126,33 @@ def readable(file: str | os.PathLike, advice: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    advice = _help(error, "readable", advice)
+    advice = advice_on(error.errno, "readable", advice)
     raise InputError(
       f"cannot read {file} ({error.strerror or error}): {advice}"
     ) from error
 
 
-def _help(error: OSError, able: str, otherwise: str) -> str:
-  """Returns what to do about an error of writing or reading."""
-  if error.errno in _FULL:
+def advice_on(number: int | None, able: str, otherwise: str) -> str:
+  """Returns what to do about an error of writing or reading.
+
+  Args:
+    number: of the system's error, if it is known.
+    able: "writable" or "readable".
+    otherwise: what to do about any other error.
+  """
+  if number in _FULL:
     return "free some space there"
-  if error.errno in _FORBIDDEN:
+  if number in _FORBIDDEN:
     return f"make it {able}"
-  if error.errno in _TOO_MANY:
-    return MORE_FILES
-  if error.errno == errno.ENOMEM:
+  if number in _TOO_MANY:
+    return "allow more open files with `ulimit -n`"
+  if number == errno.ENOMEM:
     return "free some memory"
-  if error.errno in _FAILING:
+  if number in _FAILING:
     return "check its disk"
   return otherwise
+
+
+def number_in(text: str) -> int | None:
+  """Returns the number of the system's error that a library tells in words."""
+  return next((n for n in errno.errorcode if os.strerror(n) in text), None)

@@ -6,7 +6,6 @@ one process and with a fixed compression. So worker processes write shards, and
 `write_metadata` makes a data set of them.
 """
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,8 +158,8 @@ class Reader:
     """Returns the error that tells what is wrong with a record."""
     ends = np.cumsum([file.examples_in_shard for file in self._files])
     file = self._files[np.searchsorted(ends, record, "right")].filename
-    few = os.strerror(errno.EMFILE) in reason
-    advice = disk.MORE_FILES if few else self._advice
+    number = disk.number_in(reason)
+    advice = disk.advice_on(number, "readable", self._advice)
     return InputError(
       f"cannot read record {record} from {file} ({reason}): {advice}"
     )

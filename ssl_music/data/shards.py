@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
+from ssl_music import disk
 from ssl_music.data import audio
 
 CHUNK_SECONDS = 4
@@ -126,6 +127,5 @@ def _checked(write: Callable, *arguments) -> None:
   try:
     write(*arguments)
   except (RuntimeError, ValueError) as error:
-    numbers = (n for n in errno.errorcode if os.strerror(n) in str(error))
-    number = next(numbers, errno.EIO)
+    number = disk.number_in(str(error)) or errno.EIO
     raise OSError(number, os.strerror(number)) from error

@@ -1,4 +1,5 @@
 import errno
+import os
 import pickle
 import resource
 import shutil
@@ -218,3 +219,24 @@ def test_too_few_open_files_are_not_blamed_on_the_shard(folder):
       get(read, 5)
   finally:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+  ("number", "advice"),
+  [
+    (errno.EMFILE, "allow more open files"),
+    (errno.EACCES, "make it readable"),
+    (errno.EIO, "check its disk"),
+    (errno.ENOENT, "restore it"),
+  ],
+)
+def test_what_the_system_refuses_is_no_damage(folder, number, advice):
+  read = reader(folder, "train")
+
+  class Failing:
+    def __getitem__(self, index):
+      raise RuntimeError(f"INTERNAL: pread: {os.strerror(number)}; {index}")
+
+  read._source = Failing()
+  with pytest.raises(InputError, match=rf"record 4 from .*\): {advice}"):
+    get(read, 4)
