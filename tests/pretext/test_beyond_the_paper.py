@@ -17,6 +17,11 @@ CONFIGS = {
   "lejepa": {"weight": 0.3, "directions": 5},
 }
 LOSSES = {"simsiam": simsiam.loss, "mmcr": mmcr.loss, "lejepa": lejepa.loss}
+LEARNING = {
+  "simsiam": "prediction",
+  "mmcr": "projection",
+  "lejepa": "projection",
+}
 every = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -49,7 +54,8 @@ def slow_simsiam(z, p):
 
 def slow_mmcr(z, p):
   """Yerxa et al. (2023), by eigenvalues of Gram matrices."""
-  nuclear = lambda m: np.sqrt(np.linalg.eigvalsh(m @ m.T).clip(0)).sum()
+  gram = lambda m: min(m @ m.T, m.T @ m, key=len)
+  nuclear = lambda m: np.sqrt(np.linalg.eigvalsh(gram(m)).clip(0)).sum()
   z = np.array([[unit(vector) for vector in view] for view in z])
   tracks = z.swapaxes(0, 1)
   centroids = np.array([track.mean(0) for track in tracks])
@@ -77,15 +83,39 @@ def slow_lejepa(z, p):
   return (1 - weight) * distance + weight * np.mean(statistics)
 
 
+SLOW = {"simsiam": slow_simsiam, "mmcr": slow_mmcr, "lejepa": slow_lejepa}
+
+
 @every
 @pytest.mark.parametrize("shape", [(2, 7, 4), (3, 16, 6)])
 def test_equals_the_slow_reference(name, shape):
   given = features(shape)
-  slow = {"simsiam": slow_simsiam, "mmcr": slow_mmcr, "lejepa": slow_lejepa}
   exact = [given[kind].astype(np.float64) for kind in given]
   value, metrics = run(name, given)
-  assert value == pytest.approx(slow[name](*exact), rel=1e-5)
+  assert value == pytest.approx(SLOW[name](*exact), rel=1e-5)
   assert all(np.isfinite(x) for x in metrics.values())
+
+
+@every
+@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 4, 7)])
+def test_gradient_is_the_slow_references_slope(name, shape):
+  given, kind = features(shape), LEARNING[name]
+  grad = jax.grad(lambda given: run(name, given)[0])(given)[kind]
+  exact = {kind: x.astype(np.float64) for kind, x in given.items()}
+  way = golden.rand("way", shape).astype(np.float64)
+  there, back = (
+    SLOW[name](*(exact | {kind: exact[kind] + step * way}).values())
+    for step in (1e-5, -1e-5)
+  )
+  assert (grad * way).sum() == pytest.approx((there - back) / 2e-5, rel=1e-3)
+
+
+@every
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapsed_batch_has_a_finite_gradient(name, value):
+  given = {k: jnp.full((2, 4, 7), value) for k in ("projection", "prediction")}
+  grads = jax.grad(lambda given: run(name, given)[0])(given)
+  assert all(np.isfinite(grad).all() for grad in grads.values())
 
 
 def test_simsiam_has_no_gradient_through_targets():
