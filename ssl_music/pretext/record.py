@@ -1,5 +1,6 @@
 """What a pretext task says of itself."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ class Range(NamedTuple):
   holds: Callable[[Any], bool]
 
 
-POSITIVE = Range("more than 0", lambda value: value > 0)
-NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
+POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Range(
+  "a finite number from 0", lambda value: 0 <= value < math.inf
+)
 SHARE = Range("0 to 1", lambda value: 0 <= value <= 1)
 SIZES = Range("sizes of 1 or more", lambda sizes: all(x > 0 for x in sizes))
 

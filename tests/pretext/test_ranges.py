@@ -59,6 +59,7 @@ def test_ends_of_the_ranges(allowed, inside):
   assert not allowed.holds(OUTSIDE.get(allowed, "none of them"))
 
 
-def test_no_number_is_in_no_range():
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_in_no_range(value):
   for allowed in (record.POSITIVE, record.NOT_NEGATIVE, record.SHARE):
-    assert not allowed.holds(float("nan"))
+    assert not allowed.holds(value)
