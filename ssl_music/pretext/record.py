@@ -19,7 +19,7 @@ class Range(NamedTuple):
 
 POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Range(
-  "a finite number from 0", lambda value: 0 <= value < math.inf
+  "a finite number of 0 or more", lambda value: 0 <= value < math.inf
 )
 SHARE = Range("0 to 1", lambda value: 0 <= value <= 1)
 SIZES = Range("sizes of 1 or more", lambda sizes: all(x > 0 for x in sizes))
