@@ -189,7 +189,7 @@ def _flac_part(file: File, at: int, stop: int) -> Part | None:
     return None
   counted = int.from_bytes(info[13:18], "big") & _MOST_SAMPLES
   samples = _flac_samples(file, at + 42, stop, info)
-  if samples is None or counted >= samples:
+  if samples is None or not counted < samples <= _MOST_SAMPLES:
     return None  # of a cut one, decoding tells
   mixed = info[13] & 0xF0 | samples >> 32
   number = bytes((mixed,)) + (samples & 0xFFFF_FFFF).to_bytes(4, "big")
@@ -215,7 +215,8 @@ def _flac_frame(head: bytes, info: bytes) -> int | None:
     head: 16 bytes, which a frame's head has at most.
     info: the file's first block.
   """
-  if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[3] & 1:
+  code = head[2] >> 4 if len(head) == 16 else 0  # of the frame's size
+  if not code or head[1] & 0xFE != 0xF8 or head[3] & 1:
     return None
   extra = 7 - (head[4] ^ 0xFF).bit_length() if head[4] >= 0xC0 else 0
   if head[4] & 0xC0 == 0x80 or any(x & 0xC0 != 0x80 for x in head[5:][:extra]):
@@ -223,13 +224,13 @@ def _flac_frame(head: bytes, info: bytes) -> int | None:
   number = head[4] & (0x7F if not extra else 0x3F >> extra)
   for byte in head[5 : 5 + extra]:  # as UTF-8 has its letters
     number = number << 6 | byte & 0x3F
-  here, code = 5 + extra, head[2] >> 4
+  here = 5 + extra
   longer = {6: 1, 7: 2}.get(code, 0)
   size = int.from_bytes(head[here : here + longer], "big") + 1
   if not longer:
     size = 192 if code == 1 else 576 << code - 2 if code < 6 else 1 << code
   here += longer + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
-  if code == 0 or here > 15 or _crc8(head[:here]) != head[here]:
+  if here > 15 or _crc8(head[:here]) != head[here]:
     return None
   varies = head[1] & 1  # then the number is that of a sample
   return (

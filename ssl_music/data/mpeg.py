@@ -125,7 +125,7 @@ def _part(
   if not cut:  # of a cut one, the decoder tells what is missing
     struct.pack_into(">I", head, info.at, count)
     if info.bytes is not None:
-      struct.pack_into(">I", head, info.at + 4, length)
+      struct.pack_into(">I", head, info.at + 4, min(length, 0xFFFF_FFFF))
   return Part(ranges, bytes(head), plain and head == info.head)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssl_music.data import audio, kinds, window
+from ssl_music.data import audio, containers, kinds, window
 
 av = pytest.importorskip("av")
 
@@ -265,6 +265,15 @@ def test_what_lies_behind_a_wav_is_not_sound(tmp_path):
   data = encode("wav", noise(3))
   for tail in (ID3_OLD, b"LIST" + struct.pack("<I", 9_000) + bytes(9_000)):
     assert len(decoded(tmp_path, data + tail, "a.wav")) == 3 * RATE
+
+
+@pytest.mark.parametrize("size", ["00", "69"])
+def test_what_looks_like_a_frame_of_flac_is_none(tmp_path, size):
+  """Of no size; or of a number that no header could hold."""
+  false = bytes.fromhex(f"fff8{size}00") + b"\xfe" + b"\xbf" * 6 + b"\0"
+  false += bytes([containers._crc8(false)])
+  data = encode("flac", noise(3))
+  assert len(decoded(tmp_path, data + false + bytes(16), "a.flac")) == 3 * RATE
 
 
 def test_an_au_file_that_points_to_itself_has_an_end(tmp_path):
