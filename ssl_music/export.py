@@ -19,7 +19,6 @@ from ssl_music import (
   seal,
   tagger,
   weights,
-  workdir,
 )
 from ssl_music.errors import InputError, report
 
@@ -48,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
   )
   parser.add_argument(
     "--checkpoint",
+    default="latest",
     help="of a pre-training: latest (default), best, or a step",
   )
   parser.add_argument(
@@ -92,7 +92,7 @@ def export(
   source: Path,
   out: Path,
   *,
-  checkpoint: str | int | None = None,
+  checkpoint: str | int = "latest",
   network: str | None = None,
   license: str = "",
   scores: Sequence[Path] = (),
@@ -102,8 +102,7 @@ def export(
   Args:
     source: as of `weights.read`.
     out: the folder; its parents are made.
-    checkpoint: of a pre-training, "latest", "best" or a step; None is the
-      latest.
+    checkpoint: of a pre-training, "latest", "best" or a step.
     network: "student" or "teacher", where there are two; None is the student,
       and a probe's.
     license: for the model card.
@@ -145,17 +144,10 @@ def export(
 
 
 def _read(
-  source: Path, checkpoint: str | int | None, network: str | None
+  source: Path, checkpoint: str | int, network: str | None
 ) -> weights.Weights:
-  """Reads the encoder; a choice that its source does not leave is an error."""
-  found = weights.read(source, checkpoint or "latest", network or "student")
-  is_run = (source / "config.json").is_file()
-  job = workdir.read_config(source).get("job") if is_run else None
-  if checkpoint and job != "pretrain":
-    raise InputError(
-      f"--checkpoint={checkpoint} chooses among a pre-training's, and {source}"
-      " is none: leave it out"
-    )
+  """Reads the encoder; a network that its source is not of is an error."""
+  found = weights.read(source, checkpoint, network or "student")
   has = found.described["network"]
   if network and network != has:
     raise InputError(

@@ -53,22 +53,23 @@ def read(
     network: "student" or "teacher", where there are two.
 
   Raises:
-    InputError: nothing of that kind is there, or it cannot be read.
+    InputError: nothing of that kind is there, or it cannot be read; or it
+      leaves no choice of a checkpoint or network, and has another one.
   """
   path = Path(home.expanded(str(path)))
   if path.is_file():
-    return _of_file(path, network)
+    return _only(_of_file(path, network), path, which, network)
   if not path.exists():
     raise InputError(
       f"no encoder {path}: give the workdir of a run, a folder made by"
       " python -m ssl_music.export, or a .pt or .safetensors file"
     )
   if (path / EXPORTED).is_file():
-    return _of_export(path, network)
+    return _only(_of_export(path, network), path, which, network)
   config = workdir.read_config(path)
   job = config.get("job")
   if job == "probe":
-    return _of_probe(path, config)
+    return _only(_of_probe(path, config), path, which, network)
   if job not in ("pretrain", "finetune"):
     raise InputError(
       f"{path} holds a run without an encoder (its job is {job!r}): give the"
@@ -77,7 +78,7 @@ def read(
   tuned = job == "finetune"
   typed.check(config, _RUN, path / "config.json")
   step, state = checkpoint.load(path, "best" if tuned else which, network)
-  return Weights(
+  found = Weights(
     _settings(config),
     {kind: tree["backbone"] for kind, tree in state.items()},
     {
@@ -90,6 +91,25 @@ def read(
     },
     path if tuned else None,
   )
+  return _only(found, path, which, network) if tuned else found
+
+
+def _only(
+  found: Weights, path: Path, which: str | int, network: str
+) -> Weights:
+  """Returns the weights, unless others were asked for ("latest": any)."""
+  has = found.described
+  if str(which) not in ("latest", str(has.get("step"))):
+    raise InputError(
+      f"a checkpoint ({which}) is chosen of a pre-training, and {path} is none:"
+      " leave it out, or give the pre-training"
+    )
+  if network not in ("student", has.get("network")):
+    raise InputError(
+      f"{path} is of the {has.get('network')}, not of the {network}: leave the"
+      " network out, or give the pre-training"
+    )
+  return found
 
 
 def _of_file(path: Path, network: str) -> Weights:

@@ -178,6 +178,7 @@ def test_an_exported_teacher_answers_to_its_name(exported, tmp_path):
   change(
     folder / "config.json", lambda c: c["source"].update(network="teacher")
   )
+  (folder / "seal.json").unlink()
   for network in ("student", "teacher"):
     assert ssl_music.load(folder, network=network).described["network"] == (
       "teacher"
@@ -357,11 +358,18 @@ def test_what_cannot_be_exported(exported, runs, tmp_path, monkeypatch):
     export.export(runs / "pretrained", out, network="teacher")
   with pytest.raises(InputError, match="no checkpoint '5'"):
     export.export(runs / "pretrained", out, checkpoint="5")
-  with pytest.raises(InputError, match="--checkpoint=best chooses among"):
+  with pytest.raises(InputError, match=r"a checkpoint \(best\) is chosen of a"):
     export.export(runs / "probe", out, checkpoint="best")
+  for source, choice in (
+    (runs / "probe", {"network": "teacher"}),
+    (exported, {"checkpoint": "best"}),
+    (exported / weights.EXPORTED, {"checkpoint": 5}),
+  ):
+    with pytest.raises(InputError, match="or give the pre-training"):
+      ssl_music.load(source, **choice)
   bare = tmp_path / "bare"
   shutil.copytree(runs / "pretrained" / "checkpoints", bare / "checkpoints")
-  with pytest.raises(InputError, match=r"its config\.json is missing"):
+  with pytest.raises(InputError, match=r"it has no config\.json"):
     export.export(bare, out)
   lost = rewrite(
     exported, tmp_path / "lost", lambda a: a.pop("params/stem/conv1/kernel")
