@@ -342,6 +342,7 @@ def test_a_full_disk_leaves_nothing(environment, runs, tmp_path, limit):
 def rewrite(exported, folder, how):
   """An export whose weights were changed by `how`(arrays)."""
   shutil.copytree(exported, folder)
+  (folder / "seal.json").unlink()
   arrays, config = safetensors_file.read(folder / weights.EXPORTED)
   how(arrays)
   safetensors_file.write(folder / weights.EXPORTED, arrays, config)
