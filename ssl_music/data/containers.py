@@ -168,7 +168,7 @@ def _au_starts(file: File, at: int) -> Iterator[int]:
 
 def _au_part(file: File, at: int, stop: int) -> Part | None:
   start, size = _au_head(file, at)
-  held = stop - start
+  held = max(stop - start, 0)
   if held < size < _UNKNOWN:
     return Part(((at, stop),), share=max(held / size, 1e-9))
   if size in (held, 0xFFFF_FFFF):

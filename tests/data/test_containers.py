@@ -282,6 +282,12 @@ def test_an_au_file_that_points_to_itself_has_an_end(tmp_path):
   assert len(found) <= RATE + 12
 
 
+def test_an_au_file_that_points_beyond_its_end_holds_nothing(tmp_path):
+  data = encode("au", noise(1))
+  data = data[:4] + b"\x7f" * 4 + bytes(4) + data[12:]
+  assert not len(decoded(tmp_path, data, "a.au"))
+
+
 def test_reading_errors_are_told(tmp_path, monkeypatch):
   data = encode("mp3", noise(3))
   (tmp_path / "a.mp3").write_bytes(data + data)
