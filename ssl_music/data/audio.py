@@ -353,14 +353,8 @@ def _opened(path: Path, part: window.Part) -> Iterator[soundfile.SoundFile]:
       if part.frames is None or file.frames >= part.frames:
         yield file
         return
-  with path.open("rb") as whole:
-    seen = window.Window(whole, part)
-    try:
-      with _sound_file(seen) as file:
-        yield file
-    finally:
-      if seen.error:
-        raise seen.error
+  with window.opened(path, part) as seen, _sound_file(seen) as file:
+    yield file
 
 
 def _sound_file(source: bytes | window.Window) -> soundfile.SoundFile:

@@ -42,13 +42,11 @@ def read(
   Raises:
     AudioError: the file is undecodable, damaged, truncated (ends before the
       time that its header promises) or has no audio stream.
+    OSError: it cannot be read.
   """
-  with contextlib.ExitStack() as opened:
-    # With the protocol: a colon in the name would be taken for one.
-    source = f"file:{path}"
-    if not part.plain:
-      whole = opened.enter_context(path.open("rb"))
-      source = window.Window(whole, part)
+  # With the protocol: a colon in the name would be taken for one.
+  plain = contextlib.nullcontext(f"file:{path}")
+  with plain if part.plain else window.opened(path, part) as source:
     yield from _read(source, part, max_seconds)
 
 

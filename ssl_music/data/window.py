@@ -1,8 +1,11 @@
 """A file that is looked at by its bytes, and a part of it as its own file."""
 
 import bisect
+import contextlib
 import io
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 BLOCK = 1 << 20  # bytes that are read at once
@@ -59,8 +62,8 @@ class Window(io.RawIOBase):
   """A part as a file of its own, to be read.
 
   Attributes:
-    error: what the system said when reading failed: libsndfile, which calls
-      this, takes no exceptions.
+    error: what the system said when reading failed: the decoders, which call
+      this, take no exceptions.
   """
 
   def __init__(self, file: BinaryIO, part: Part):
@@ -105,6 +108,22 @@ class Window(io.RawIOBase):
     except OSError as error:
       self.error = error
     return done
+
+
+@contextlib.contextmanager
+def opened(path: Path, part: Part) -> Iterator[Window]:
+  """Opens a part of a file.
+
+  Raises:
+    OSError: it cannot be read; at the end, if reading has failed meanwhile.
+  """
+  with path.open("rb") as whole:
+    seen = Window(whole, part)
+    try:
+      yield seen
+    finally:
+      if seen.error:
+        raise seen.error
 
 
 def skip_tags(file: File, at: int) -> int:

@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import sys
 
@@ -101,6 +103,24 @@ def test_averages_channels_and_limits_the_length(tmp_path):
   start = audio.decode(tmp_path / "a.wv", max_seconds=1.5)
   assert len(start) == 1.5 * audio.SAMPLE_RATE
   np.testing.assert_allclose(start[:-500], found[: len(start) - 500], atol=1e-6)
+
+
+def test_reading_errors_are_told(folder, tmp_path, monkeypatch):
+  whole = (folder / "a.m4a").read_bytes()
+  (tmp_path / "a.m4a").write_bytes(whole + whole)  # read by parts
+  read = io.FileIO.readinto
+
+  def refuse(self, buffer):
+    if self.tell() > len(whole):
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return read(self, buffer)
+
+  class Bad(io.FileIO):
+    readinto = refuse
+
+  monkeypatch.setattr(type(tmp_path), "open", lambda path, mode: Bad(path))
+  with pytest.raises(audio.AudioError, match=r"unreadable \(Input/output"):
+    audio.decode(tmp_path / "a.m4a")
 
 
 def test_blocks_are_small(tmp_path):
