@@ -34,12 +34,12 @@ def parse(
 
   Args:
     content: the text.
-    kind: `str`, `int`, `bool`, `None`, `float` (finite; takes integers too),
-      `list` or `dict` of anything, `object` for anything; `[kind]` for a list
-      of them; `{"name": kind, "other?": kind}` for an object with these fields,
-      of which those with "?" may be missing and others are passed on;
-      `{str: kind}` for an object with any names; a tuple of kinds for one of
-      them.
+    kind: `str`, `int` (of 64 bits), `bool`, `None`, `float` (finite; takes
+      integers too), `list` or `dict` of anything, `object` for anything;
+      `[kind]` for a list of them; `{"name": kind, "other?": kind}` for an
+      object with these fields, of which those with "?" may be missing and
+      others are passed on; `{str: kind}` for an object with any names; a tuple
+      of kinds for one of them.
     where: the file, for messages.
     advice: what to do about a wrong one, for messages.
 
@@ -49,6 +49,7 @@ def parse(
   try:
     value = json.loads(
       content,
+      parse_int=_int64,
       parse_float=_finite,
       parse_constant=_finite,
       object_pairs_hook=_no_duplicates,
@@ -74,6 +75,12 @@ def check(
   except ValueError as error:
     raise InputError(f"{where} is damaged ({error}): {advice}") from error
   return value
+
+
+def _int64(text: str) -> int:
+  if not -(1 << 63) <= (number := int(text)) < 1 << 63:
+    raise ValueError(f"{text:.40} is beyond 64 bits")
+  return number
 
 
 def _finite(text: str) -> float:

@@ -44,6 +44,7 @@ def test_what_is_asked_for_is_returned_with_the_rest():
     ("[" * 100_000, "recursion"),
     ('{"a": ' * 100_000, "recursion"),
     ("1" * 5_000, "digits"),
+    (GOOD.replace("4", "4" * 400), "444 is beyond 64 bits"),
   ],
 )
 def test_what_is_not_is_refused_with_file_and_field(text, said):
