@@ -14,7 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_music import disk, embed_batches, lock, progress, vector_parts, vectors
+from ssl_music import (
+  disk,
+  embed_batches,
+  lock,
+  progress,
+  seal,
+  vector_parts,
+  vectors,
+)
 from ssl_music.data import audio, cuts, files, workers
 from ssl_music.data.segments import BLOCK
 from ssl_music.errors import InputError
@@ -192,6 +200,7 @@ def _begin(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         f"{folder} has tables of vectors, but {vectors.ABOUT}, which says of"
         " what encoder they are, is gone: give another --out"
       )
+    (folder / seal.NAME).unlink(missing_ok=True)  # of what is gone
     vector_parts.write_about(folder, wanted)
   about = vectors.read_about(folder)
   if about["identity"] != wanted["identity"]:

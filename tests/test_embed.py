@@ -239,6 +239,19 @@ def test_wrong_options(arguments, message):
     embed.main(["m", "--encoder=e", "--out=o", *arguments])
 
 
+def test_a_folder_whose_tables_were_removed_is_written_anew(
+  encoder, music, out
+):
+  run(encoder, music, out)
+  paths, found, _ = vectors.read_tracks(out)
+  for file in out.glob("embeddings.*"):
+    file.unlink()
+  run(encoder, music, out)
+  again, new, _ = vectors.read_tracks(out)
+  assert again == paths
+  np.testing.assert_array_equal(new, found)
+
+
 def test_what_is_not_there(tmp_path, encoder, music):
   with pytest.raises(InputError, match="no file or folder"):
     embed_files.find([tmp_path / "absent"])
