@@ -58,7 +58,7 @@ class Writer:
   """
 
   def __init__(self, folder: Path, shard: str, dimensions: int):
-    """Says where to.
+    """Writes nothing yet.
 
     Args:
       folder: of the vectors; it has a folder `vectors.PARTS`.
@@ -259,7 +259,7 @@ def merge(folder: Path, about: Mapping[str, Any], kind: str) -> dict[str, Any]:
   finally:
     shutil.rmtree(draft, ignore_errors=True)
   settle(folder)
-  for part in parts:  # the oldest first, lest one of them has the last word
+  for part in parts:  # the oldest first: none of them may get the last word
     part.unlink()
   return about
 

@@ -166,9 +166,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def recipe(config: Mapping[str, Any]) -> str:
-  """Returns a hash of a run's settings but its seed: what seeds compare.
+  """Returns a hash of a run's settings, by which runs are grouped.
 
-  Nor does count which encoder it begins with, which has a recipe of its own.
+  The seed does not count, and neither does the encoder that it begins with,
+  which has a recipe of its own.
 
   Args:
     config: as of `read_config`.
@@ -196,8 +197,8 @@ def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
   """Returns the entries of a run's `metrics.jsonl`, as far as there are any.
 
-  What is damaged is left out, with a warning; what is said twice of a step, as
-  it was said last.
+  Damaged lines are left out, with a warning. Of two lines for one step, the
+  last counts.
 
   Returns:
     {"step", "loss", and whatever else was measured} by rising step; finite

@@ -40,7 +40,7 @@ class Decode:
   """
 
   def __init__(self, length: int, step: int, folder: Path, ending: str):
-    """Says how.
+    """Takes what is the same for all files.
 
     Args:
       length: of a segment, in blocks.

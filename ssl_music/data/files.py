@@ -15,9 +15,9 @@ from ssl_music.text import printable
 def find_audio(source: str | os.PathLike) -> list[str]:
   """Returns the audio files under a folder, relative to it, sorted.
 
-  Links are followed, each folder once; of a folder that cannot be read, stderr
-  says so. Names that begin with "._" are no
-  audio, but what a Mac leaves beside it.
+  Links are followed, each folder once. A folder that cannot be read is passed
+  over, with a warning on stderr. Names that begin with "._" are no audio, but
+  what a Mac leaves beside it.
 
   Raises:
     InputError: there is no such folder.

@@ -70,7 +70,7 @@ class Write:
     min_seconds: float,
     folder: Path,
   ):
-    """Says how.
+    """Takes what is the same for all parts.
 
     Args:
       load: of a plan.

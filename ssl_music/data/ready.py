@@ -21,7 +21,7 @@ class Ready:
     min_seconds: float,
     folder: str | os.PathLike,
   ):
-    """Says how.
+    """Takes what is the same for all tracks.
 
     Args:
       load: of a plan.
