@@ -110,7 +110,7 @@ def run(file: Path, arguments: list[str], seconds: float) -> bool:
   # As precise as the CPU's, where a GPU would round to fewer bits.
   precise = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
   environment = os.environ | (precise if "golden" in file.name else {})
-  with file.open("w") as output:
+  with file.open("w", encoding="utf-8") as output:
     process = subprocess.Popen(
       [sys.executable, "-m", *arguments],
       stdout=output,
@@ -131,7 +131,12 @@ def run(file: Path, arguments: list[str], seconds: float) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
   print(f"\n## {file.stem}: {ended}, {time.monotonic() - began:.0f} s\n")
-  print("\n".join(file.read_text().splitlines()[-30:]), flush=True)
+  print(
+    "\n".join(
+      file.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]
+    ),
+    flush=True,
+  )
   return not code
 
 
