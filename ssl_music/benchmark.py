@@ -261,7 +261,7 @@ def _names(config: ConfigDict, field: str) -> list[str]:
 
 @contextlib.contextmanager
 def _option(of_job: str, of_benchmark: str) -> Iterator[None]:
-  """Has an error name the benchmark's option in place of its job's."""
+  """Makes an error name the benchmark's option in place of its job's."""
   try:
     yield
   except InputError as error:
@@ -279,7 +279,7 @@ def _check_complete(probing: ConfigDict, test: Tracks) -> None:
     raise InputError(
       f"{len(missing)} test tracks of {test.card['benchmark']} are missing from"
       f" data set {test.name} (see skipped.csv in {test.folder}): prepare it"
-      " with these, or have the number stand beside the scores with"
+      " with these, or report the number of missing ones with the scores, by"
       " --config.probe.allow_missing=True"
     )
 

@@ -17,7 +17,7 @@ def begin() -> None:
   by_name = any(word.startswith("ssl_music.") for word in sys.orig_argv)
   if sys.argv[0] == "-m" and by_name:
     _restart_in_utf8()
-    # What a process that leaves at once has shared, Python's tracker removes,
+    # Python's tracker removes what a process that leaves at once has shared,
     # and would warn of it.
     quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ.setdefault("PYTHONWARNINGS", quiet)
@@ -27,7 +27,7 @@ def begin() -> None:
 
 
 def _restart_in_utf8() -> None:
-  """Starts Python again in its UTF-8 mode, where the locale is another.
+  """Starts Python again in its UTF-8 mode, unless the locale is UTF-8.
 
   Names of files, tables and texts are then the same everywhere (Python 3.15
   does so by itself, PEP 686). What is printed keeps the locale's encoding;

@@ -52,7 +52,7 @@ def start(coordinator: str | None, processes: int | None, process: int | None):
 
   Args:
     coordinator: "HOST:PORT" of the first process, a port that is free there;
-      None, as the others, where the environment knows.
+      None, like the other two, where the environment says it all.
     processes: their number.
     process: which one this is, from 0.
 
@@ -199,7 +199,7 @@ def is_lost(error: BaseException) -> bool:
   return jax.distributed.is_initialized() and (of_jax or "Gloo" in str(error))
 
 
-_barriers: list[str] = []  # a name serves but once
+_barriers: list[str] = []  # a name can be used only once
 
 
 def _client() -> Any:
@@ -266,9 +266,9 @@ def _patience() -> Iterator[None]:
 def _explain_aborts() -> None:
   """Adds a clear word where JAX aborts the process.
 
-  It does where the coordinator is gone, and lets nobody catch it. Python's own
-  signal handlers would come too late; this one runs within abort(), in a thread
-  of JAX's.
+  It does so where the coordinator is gone, and nobody can catch it. Python's
+  own signal handlers would run too late; this one runs within abort(), in a
+  thread of JAX's.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = [ctypes.c_int, _Handler]

@@ -18,10 +18,10 @@ _GRACE = 1.5  # s to remove what is unfinished
 
 
 def leave_at_once() -> None:
-  """Makes Ctrl-C end this process with exit code 130, without more ado.
+  """Makes Ctrl-C end this process at once, with exit code 130.
 
   Later handlers of `unwinding` and `workdir.stop_on_signals` take precedence.
-  To be called in the main thread; Ctrl-C stays ignored where it is.
+  Call it in the main thread. Where Ctrl-C is ignored, it stays ignored.
   """
   if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
     return
@@ -36,11 +36,11 @@ def leave_at_once() -> None:
 def unwinding(grace: float = _GRACE) -> Iterator[None]:
   """Removes what is unfinished, by exceptions, when SIGINT or SIGTERM comes.
 
-  What is inside sees a KeyboardInterrupt or a SystemExit; then the process
-  leaves. To be used in the main thread, by a command.
+  The code inside gets a KeyboardInterrupt or a SystemExit; then the process
+  leaves. For commands, in the main thread.
 
   Args:
-    grace: seconds after which the process leaves whatever it is at.
+    grace: seconds after which the process leaves in any case.
   """
   received = []
 

@@ -1,10 +1,10 @@
 """A map of tracks: those that sound alike lie together, and can be heard.
 
 Vectors are projected to two dimensions by t-SNE of their 50 largest principal
-components. Beyond `_PROJECTED` tracks, only an even sample of them goes through
-it, and each other track is put amid the nearest of those; beyond `_DRAWN`, an
-even sample is drawn at all. t-SNE keeps neighbours; distances between groups
-mean little.
+components. Of more than `_PROJECTED` tracks, only an even sample goes through
+it, and each other track is placed among its nearest of those; of more than
+`_DRAWN`, only an even sample is drawn. t-SNE keeps neighbours; distances
+between groups mean little.
 """
 
 import base64
@@ -162,7 +162,7 @@ def names(paths: Sequence[str]) -> list[str]:
 def colourings(
   paths: Sequence[str], tags: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-  """Returns by what the points can be coloured.
+  """Returns the ways in which the points can be coloured.
 
   Args:
     paths: of the tracks.

@@ -105,7 +105,7 @@ def check(config: Mapping) -> None:
       )
   if not settings["trust"] > 0:
     raise InputError(
-      f"--config.optimizer.trust={settings['trust']} would stop or turn round"
+      f"--config.optimizer.trust={settings['trust']} would stop or reverse"
       " LARS: give more than 0, such as 0.001"
     )
   if not settings["clip"] >= 0:

@@ -22,8 +22,8 @@ def start(shared: str | None = None) -> list[jax.Device]:
   file for a device that is not there.
 
   Args:
-    shared: a folder that all processes of a run see. Of several, jax lets only
-      the first keep programs, and the others find them there.
+    shared: a folder that all processes of a run see. Where there are several,
+      jax lets only the first keep programs, and the others find them there.
 
   Raises:
     InputError: a kind of device was asked for that is not there.

@@ -266,7 +266,7 @@ def _check_complete(
     f" tracks of {test.card['benchmark']} are missing from data set"
     f" {test.name} or shorter than a segment ({shown}; see skipped.csv in"
     f" {test.folder}), so that its score would be another benchmark's: prepare"
-    " it with these, or have the number stand beside the score with"
+    " it with these, or report the number of missing ones with the score, by"
     " --config.allow_missing=True"
   )
 
@@ -289,7 +289,7 @@ def _choose_tags(
 
 
 def check(config: ConfigDict, devices: int) -> None:
-  """Finds mistakes of the config that would be hard to read later.
+  """Finds mistakes in the config that would be hard to understand later.
 
   Args:
     config: of `config.probing`.
@@ -371,5 +371,5 @@ def what_is_scored(
 def _label(described: Mapping[str, Any]) -> str:
   """Returns what tables and figures call an encoder."""
   name = described.get("pretext", described["encoder"])
-  # By "supervised" goes what is scored by its own head, of `finetune`.
+  # "supervised" is what `finetune` scores by the network's own head.
   return "supervised (probed)" if name == "supervised" else name

@@ -13,7 +13,7 @@ from ssl_music.errors import InputError
 from ssl_music.metrics import METRICS
 from ssl_music.text import printable
 
-# So many of the best and of the worst tags are printed.
+# How many of the best and of the worst tags are printed.
 _SHOWN = 10
 _ADVICE = "probe again in another workdir"
 # As people write them.
@@ -87,7 +87,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
     _ = scores["as_published"], scores["seeds"]
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(
-      f"{folder / 'scores.json'} is not a probe's or not whole"
+      f"{folder / 'scores.json'} is not a probe's, or is incomplete"
       f" ({type(error).__name__}: {error}): probe again in another workdir"
     ) from error
   if not sound:

@@ -13,10 +13,11 @@ from ssl_music.results import METRICS, TITLES
 Panels = Mapping[str, Mapping[str, Mapping[str, Any]]]
 # See `bootstrap.interval`.
 _BIAS = (
-  "Of average precision (mAP), the dots lie above the score, since a resample"
-  " repeats positives, and the score above what more test tracks would give,"
-  " the more so the fewer the positives: the interval is corrected for both, so"
-  " that with few tracks it lies below the dots, the score near its upper end."
+  "For average precision (mAP), the dots lie above the score, since a resample"
+  " repeats positives, and the score lies above what more test tracks would"
+  " give, the more so the fewer the positives. The interval is corrected for"
+  " both, so with few tracks it lies below the dots, and the score near its"
+  " upper end."
 )
 
 

@@ -248,7 +248,7 @@ def _compile(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-  """Finds mistakes of the config that would be hard to read later.
+  """Finds mistakes in the config that would be hard to understand later.
 
   Raises:
     InputError: the first one found.

@@ -1,9 +1,9 @@
 """What is computed in other ways on a CPU than on an accelerator.
 
-Each function has a plain form, which the compilers for TPUs and GPUs make the
-best of, and one for XLA's CPU compiler. Which of them a program gets is decided
-when it is compiled, by what it is compiled for; both give the same numbers up
-to rounding.
+Each function has a plain form, from which the compilers for TPUs and GPUs make
+the fastest code, and one for XLA's CPU compiler. The platform that a program is
+compiled for decides which of them it gets; both give the same numbers up to
+rounding.
 """
 
 import functools

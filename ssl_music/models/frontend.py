@@ -183,8 +183,9 @@ def log_mel(
   pad = [(0, 0)] * (waveform.ndim - 1) + [(n_fft // 2, n_fft // 2)]
   samples = jnp.pad(waveform, pad, mode="reflect")
   window = hann_window(n_fft)
-  # What the window is divided by, the spectrum is: its norm, as published, and
-  # the peak of integers, which stay so, half as many bytes, for longer.
+  # Dividing the window divides the spectrum: by the window's norm, as
+  # published, and by the peak of int16, so that samples stay int16, half as
+  # many bytes, until they are framed.
   window = window / np.linalg.norm(window)
   if waveform.dtype == jnp.int16:
     window = window / INT16_PEAK

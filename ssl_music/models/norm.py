@@ -121,7 +121,7 @@ class BatchNorm(nn.Module):
     dtype: type of the output.
     param_dtype: type of parameters and running statistics.
     axis_name: mapped axis over which the batch is spread in equal parts, for
-      statistics of the global batch; None for those of this device's.
+      statistics of the global batch; None for this device's alone.
   """
 
   momentum: float = 0.9

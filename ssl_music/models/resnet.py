@@ -4,7 +4,7 @@ Architecture of Radford et al., "Learning Transferable Visual Models From
 Natural Language Supervision" (2021), as the paper's authors narrowed it
 (arXiv:2404.09177). Inside, images are [N, mel, frame, channel].
 
-A 1x1 convolution is a `Dense` layer, of which compilers make more.
+A 1x1 convolution is a `Dense` layer, for which compilers make faster code.
 """
 
 import functools

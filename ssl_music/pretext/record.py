@@ -78,7 +78,7 @@ LEARNING_RATE = "lower --config.optimizer.learning_rate"
 
 
 class Pretext(NamedTuple):
-  """A task: what it adds to the step that all share, and how it is told.
+  """A task: what it adds to the step that all share, and how reports show it.
 
   Attributes:
     loss: `loss(features, config, axis_name, **given) -> (loss, metrics)`, where
