@@ -125,7 +125,7 @@ def test_from_a_folder_to_scores(environment, library, tmp_path):
   assert "25 tracks prepared" in out
   assert "1 unlabelled" in out
   assert "2 files skipped, 0 absent" in out
-  assert "skipped broken.mp3: undecodable" in out
+  assert "skipped broken.mp3: is a text file, not audio" in out
   assert "skipped empty.flac: the file is empty" in out
   config = [
     "--config.data.name=mine",
