@@ -11,9 +11,13 @@ from ssl_music.errors import InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_TOO_MANY = (errno.EMFILE, errno.ENFILE)
-# What the machine lacks, whatever file it was that could not be opened.
-LACKING = (*_TOO_MANY, errno.ENOMEM)
+# What the machine may lack, whatever file or process it is for.
+LACKING = {
+  errno.EMFILE: "allow more open files with `ulimit -n`",
+  errno.ENFILE: "close some of the system's open files",
+  errno.EAGAIN: "allow more processes with `ulimit -u`",
+  errno.ENOMEM: "free some memory",
+}
 _FAILING = (
   *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
 )
@@ -144,13 +148,9 @@ def advice_on(number: int | None, able: str, otherwise: str) -> str:
     return "free some space there"
   if number in _FORBIDDEN:
     return f"make it {able}"
-  if number in _TOO_MANY:
-    return "allow more open files with `ulimit -n`"
-  if number == errno.ENOMEM:
-    return "free some memory"
   if number in _FAILING:
     return "check its disk"
-  return otherwise
+  return LACKING.get(number, otherwise)
 
 
 def number_in(text: str) -> int | None:

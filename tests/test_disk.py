@@ -71,6 +71,7 @@ def test_a_failed_read_names_its_cause(tmp_path):
   for number, advice in (
     (errno.EACCES, "make it readable"),
     (errno.EMFILE, "allow more open files"),
+    (errno.ENFILE, "close some of the system's open files"),
     (errno.ENOMEM, "free some memory"),
     (errno.EIO, "check its disk"),
     (errno.ENOENT, "restore it"),

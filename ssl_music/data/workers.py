@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any
 
+from ssl_music import disk
 from ssl_music.errors import InputError
 
 # Results wait in memory until their turn: a few for each process keep all busy.
@@ -24,13 +25,6 @@ NOT_BEGUN = (
   ' them, so put what it does below `if __name__ == "__main__":`; or memory is'
   " short, so start fewer"
 )
-_SCARCE = {
-  errno.EMFILE: "allow more open files with `ulimit -n`",
-  errno.ENFILE: "close some of the system's open files",
-  errno.EAGAIN: "allow more processes with `ulimit -u`",
-  errno.ENOMEM: "free some memory",
-}
-
 _NOT_SHARED = (
   *(errno.ENOENT, errno.EROFS, errno.EACCES),
   *(errno.EPERM, errno.ENOSYS, errno.ENOSPC),
@@ -134,7 +128,7 @@ def starting() -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    advice = _SCARCE.get(error.errno)
+    advice = disk.LACKING.get(error.errno)
     if error.errno in _NOT_SHARED and not error.filename:  # and of no file
       advice = "mount a writable /dev/shm for them"
     if not advice:
