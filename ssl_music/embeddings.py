@@ -8,17 +8,17 @@ The file's name holds a hash of all that the array follows from: the encoder's
 identity (weights, settings and code, see `features.identify`), the length of a
 segment, which segments, and the data set's content. What changes has another
 name, so that nothing stale is ever found; old arrays are left, and the folder
-may be deleted at any time. Of the size of a batch, the number of devices and
-their kind an embedding depends by rounding alone, and they do not count.
+may be deleted at any time. The size of a batch and the number and kind of the
+devices change an embedding by rounding alone, so they are not part of the name.
 
 Numbers are float16, half of float32's bytes. `benchmarks/embedding_dtype.py`
 compared: over five encoders and two data sets a ridge regression's macro mAP
 differs from float32's by .0002 on average and .001 at most, its predictions for
 the median tag by 0.5 % of their deviation at most. With bfloat16, which takes
 as much room, these are .002, .010 and 4 %: it has an eighth of the resolution,
-and features lie up to 30 deviations from zero. Nor is its range of use: the
-largest embeddings seen are 12, mel statistics 95, and float16's largest number
-is 65504; beyond that is an error, never infinity.
+and features lie up to 30 deviations from zero. Its wider range is not needed:
+the largest embeddings seen are 12, mel statistics 95, and float16's largest
+number is 65504; a number beyond that is an error, never infinity.
 """
 
 import contextlib

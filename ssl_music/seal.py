@@ -7,9 +7,10 @@
 Small files are verified when they are read, large ones block by block as they
 are. Of a file that checks itself, as ArrayRecord's shards do, the seal holds
 the length and "head", the checksum of its first 4 KiB, which tells it from
-another one of the same length. CRC-32 finds accidents, not forgeries. What the
-seal does not name is not checked, and a folder made before there were seals has
-none: a JSON file of the folder says `"sealed": true`, so that a lost one shows.
+another one of the same length. CRC-32 finds accidents, not forgeries. Files
+that the seal does not name are not checked. A folder made before there were
+seals has none and is read all the same; a newer one may say `"sealed": true` in
+one of its JSON files, so that a seal that got lost is missed.
 """
 
 import io

@@ -47,8 +47,8 @@ class Refused(Exception):
 class Call:
   """Stands for a function or class that a pickle may call.
 
-  Each call spends the lengths of its arguments: a memo repeats a long one in
-  two bytes.
+  The lengths of the arguments are counted, since a pickle can repeat a long
+  one, from its memo, in two bytes.
   """
 
   __slots__ = ("_function", "_spend")

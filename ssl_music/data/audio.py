@@ -341,7 +341,7 @@ def _av_audio(path: Path, kind: kinds.Kind):
 def _read(
   path: Path, part: window.Part, max_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """As `_blocks`, of a part, by libsndfile."""
+  """Decodes a part by libsndfile; yields as `_blocks` does."""
   with _opened(path, part) as file:
     yield from _read_file(file, part, max_seconds)
 

@@ -87,7 +87,7 @@ def _ogg_starts(file: File, at: int) -> Iterator[int]:
 
 
 def _ogg_part(file: File, at: int, stop: int) -> Part:
-  """Streams that are whole end with a page that says so, and there alone."""
+  """Returns a part; the last page of a whole stream is marked as such."""
   open_, strays = set(), False
   for _, end, flags, stream in _pages(file, at, stop):
     if flags & 2:
@@ -183,7 +183,7 @@ _LAST_FRAME = 1 << 20  # bytes, in which one must begin
 
 
 def _flac_part(file: File, at: int, stop: int) -> Part | None:
-  """The last frame tells how many samples there are, if the header does not."""
+  """Returns a part if its header counts fewer samples than its last frame."""
   info = file.at(at + 8, 34)
   if len(info) < 34:
     return None

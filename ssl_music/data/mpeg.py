@@ -23,7 +23,7 @@ class _Stream(NamedTuple):
 
   @property
   def samples(self) -> int:
-    """Of a frame."""
+    """Returns the samples of a frame."""
     if self.layer == 1:
       return 384
     return 576 if self.layer == 3 and self.version != 3 else 1152
