@@ -5,6 +5,7 @@ import math
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 from collections.abc import Mapping
 
@@ -59,17 +60,27 @@ def parse(
     raise InputError(f"{where} is damaged ({error}): {advice}") from error
 
 
+def read_header(stream: io.BytesIO) -> tuple[tuple[int, ...], str, np.dtype]:
+  """Returns shape, order and dtype of a .npy file (format 1.0 or 2.0).
+
+  The stream is left at the values. Damage raises errors of many kinds.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of Python 2's numbers, such as 5L
+    header = _HEADERS[np.lib.format.read_magic(stream)]
+    shape, by_columns, dtype = header(stream)
+  return shape, "F" if by_columns else "C", dtype
+
+
 def _array(content: bytes) -> np.ndarray:
   stream = io.BytesIO(content)
-  header = _HEADERS[np.lib.format.read_magic(stream)]
-  shape, by_columns, dtype = header(stream)
+  shape, order, dtype = read_header(stream)
   start = stream.tell()
   size = math.prod(shape) * dtype.itemsize
   if (
     dtype.hasobject or size != len(content) - start or min(shape, default=0) < 0
   ):
     raise ValueError(f"no array of {dtype} {list(shape)}")
-  order = "F" if by_columns else "C"
   if not size:
     return np.zeros(shape, dtype, order)
   values = np.frombuffer(content, dtype, math.prod(shape), start)

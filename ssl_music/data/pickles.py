@@ -10,14 +10,13 @@ import contextlib
 import io
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssl_music import disk, unpickler
+from ssl_music import arrays, disk, unpickler
 from ssl_music.errors import InputError
 from ssl_music.unpickler import Call, Refused
 
@@ -99,7 +98,7 @@ def load_array(path: Path) -> np.ndarray:
   data = _bytes(path)
   stream = io.BytesIO(data)
   try:
-    shape, order, dtype = _header(stream)
+    shape, order, dtype = arrays.read_header(stream)
   except Exception as error:  # NumPy does not say what nonsense raises
     raise InputError(f"{path} is no whole .npy file: {_ADVICE}") from error
   start = stream.tell()
@@ -113,19 +112,6 @@ def load_array(path: Path) -> np.ndarray:
       f"{path} holds another array than its header says: {_ADVICE}"
     )
   return array
-
-
-def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], str, np.dtype]:
-  """Returns shape, order and dtype; leaves the stream at the values."""
-  readers = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-  }
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of Python 2's numbers, such as 5L
-    version = np.lib.format.read_magic(stream)
-    shape, fortran, dtype = readers[version](stream)
-  return shape, "F" if fortran else "C", dtype
 
 
 def _bytes(path: Path) -> bytes:
