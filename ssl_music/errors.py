@@ -37,7 +37,8 @@ def report(command: Callable[[], int | None]) -> None:
   sys.unraisablehook = _unraisable
   try:
     code = command()
-    sys.stdout.flush()
+    if sys.stdout:  # None where it was closed
+      sys.stdout.flush()
   except InputError as error:
     print(f"error: {printable(str(error))}", file=sys.stderr)
     # Without the interpreter's end, which would wait for threads that a library

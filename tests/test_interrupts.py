@@ -201,3 +201,14 @@ def command():
   process.stdin.close()
   assert process.stderr.read() == ""
   assert process.wait() == 141
+
+
+def test_a_command_without_stdout():
+  process = start("""
+def command():
+  sys.stdin.read()
+  sys.stdout = None
+  print("unheard")
+""")
+  out, said = process.communicate(timeout=20)
+  assert (process.returncode, out, said) == (0, "", "")
