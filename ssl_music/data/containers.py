@@ -68,13 +68,16 @@ def _pages(
   file: File, at: int, stop: int
 ) -> Iterator[tuple[int, int, int, bytes]]:
   """Yields (start, end, flags, number of its stream) of every page."""
-  while (at := file.find(b"OggS", at)) < stop:
+  strays = 0
+  while (at := file.find(b"OggS", at)) < stop and strays < _MOST_CHUNKS:
     head = file.at(at, 27 + 255)
     if len(head) < 27:
       return
     end = at + 27 + head[26] + sum(head[27 : 27 + head[26]])
     yield at, end, head[5], head[14:18]
-    at = end if file.at(end, 4) == b"OggS" else at + 4
+    stray = file.at(end, 4) != b"OggS"  # or the last one
+    strays += stray
+    at = at + 4 if stray else end
 
 
 def _ogg_starts(file: File, at: int) -> Iterator[int]:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ssl_music.data.window import BLOCK, File, Part, skip_tags
+from ssl_music.data.window import File, Part, skip_tags
 
 
 class _Stream(NamedTuple):
@@ -76,6 +76,9 @@ def _make_frames() -> dict[bytes, tuple[int, _Stream]]:
 _FRAMES = _make_frames()
 _INFO_SIGNS = (b"Xing", b"Info", b"VBRI")
 _LOST = 1 << 16  # bytes that are looked through for a next frame
+_WALKED = (
+  1 << 16
+)  # bytes of frames at once: many, but little where junk follows
 
 
 def split(file: File, at: int) -> Iterator[Part]:
@@ -184,7 +187,7 @@ def _walk(file: File, at: int, stream: _Stream) -> tuple[int, int]:
   count, mono = 0, stream.mono
   stream = _FRAMES[file.at(at, 3)][1] if file.at(at, 3) in _FRAMES else None
   while True:
-    block = file.at(at, BLOCK)
+    block = file.at(at, _WALKED)
     informed = any(sign in block for sign in _INFO_SIGNS)
     here, last = 0, min(len(block), file.size - at) - 4
     while here <= last:

@@ -5,6 +5,7 @@ Lengths are compared with those of a full decode by libav (PyAV).
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -306,6 +307,16 @@ def test_reading_errors_are_told(tmp_path, monkeypatch):
     seen = window.Window(file, part)
     assert len(seen.read()) == len(data)
     assert seen.error.errno == 5
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.mp3"])
+def test_a_file_full_of_false_starts_takes_no_time(tmp_path, name):
+  frames = encode("mp3", noise(0.3))[-834:]
+  junk = {"a.ogg": b"OggS" * 500_000, "a.mp3": (frames + bytes(300)) * 3_000}
+  (tmp_path / name).write_bytes(junk[name])
+  began = time.process_time()
+  assert len(containers.parts(tmp_path / name)[0]) == 1
+  assert time.process_time() - began < 3
 
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(2_000)
