@@ -31,14 +31,14 @@ TASKS = ("contrastive", "byol", "clustering", "barlow_twins", "vicreg")
 _MINUTES = flags.DEFINE_float("minutes", 8.0, "For all parts together.")
 _OUT = flags.DEFINE_string("out", "runs/device", "Folder of the results.")
 _REHEARSE = flags.DEFINE_bool("rehearse", False, "Run it all at a tiny size.")
-_CHILD = flags.DEFINE_string("child", "", "Internal: what this process does.")
+_PART = flags.DEFINE_string("part", "", "Internal: what this process does.")
 _GOLDEN = ("models/test_frontend.py", "models/test_resnet.py", "pretext")
 
 
 def main(_) -> int:
   """Runs the parts, or is one of them; 1 says that a part failed."""
-  if _CHILD.value:
-    {"numbers": print_numbers, "music": make_music}[_CHILD.value]()
+  if _PART.value:
+    {"numbers": print_numbers, "music": make_music}[_PART.value]()
     return 0
   end = time.monotonic() + 60 * _MINUTES.value
   out = Path(_OUT.value)
@@ -72,14 +72,14 @@ def parts(out: Path) -> list[tuple[str, float, list[str]]]:
   ]
   tasks, batch = (TASKS[0], 2) if tiny else (",".join(TASKS), 128)
   return [
-    ("numbers", 0.15, [*own, "--child=numbers"]),
+    ("numbers", 0.15, [*own, "--part=numbers"]),
     ("golden", 0.1, ["pytest", "-q", "-n0", *tests]),
     ("step", 0.4, [*step, f"--tasks={tasks}", f"--batch={batch}"]),
     *(
       (f"batch_{size}", 0.1, [*step, f"--batch={size}", f"--variant={largest}"])
       for size in sizes
     ),
-    ("music", 0.1, [*own, "--child=music"]),
+    ("music", 0.1, [*own, "--part=music"]),
     (
       "embed",
       0.1,

@@ -65,8 +65,6 @@ def leave(code: int) -> None:
   """Ends the process and its children without waiting for anything in it."""
   # Not imported here, where each import makes Ctrl-C act later.
   processes = sys.modules.get("multiprocessing.process")
-  for child in processes.active_children() if processes else ():
-    child.kill()  # such as readers
   of_another = processes and processes.parent_process()
 
   def flush() -> None:
@@ -83,6 +81,9 @@ def leave(code: int) -> None:
     flushing.join(0.3)
   except RuntimeError:  # there can be no more threads
     flush()
+  # Such as readers. Last, since the main thread would replace them meanwhile.
+  for child in processes.active_children() if processes else ():
+    child.kill()
   os._exit(code)
 
 

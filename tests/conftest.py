@@ -12,12 +12,16 @@ os.environ["XLA_FLAGS"] = (
 # Else submitit closes all handlers of logs, and absl's closes pytest's stream.
 os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
 
+import signal
 from pathlib import Path
 
 import jax
 import pytest
 import tiny
 from absl import flags
+
+# What starts the tests may ignore Ctrl-C, and their processes would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A cluster of the tests' own: none that people work with gets their jobs.
 _SLURM = "ClusterName=ssl_music_tests"

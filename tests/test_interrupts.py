@@ -82,7 +82,7 @@ def start(script):
 
 
 def begin(command, **options):
-  """Starts a command in a session of its own, which hears Ctrl-C."""
+  """Starts a command in a session of its own."""
   return subprocess.Popen(
     command,
     stdin=subprocess.PIPE,
@@ -90,7 +90,6 @@ def begin(command, **options):
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     **options,
   )
 
